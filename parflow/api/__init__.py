@@ -1,0 +1,1 @@
+"""What users import through `parflow`: datasets, values, tasks, workflows and runs."""

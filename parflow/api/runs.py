@@ -1,0 +1,611 @@
+"""Runs: start one, look at one, go on with one."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pickle
+import secrets
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import parflow.errors
+from parflow.core.history import STATUS_KINDS, Owned, RunStarted, RunState, decode, encode, fold
+from parflow.core.plan import Plan, Stage
+from parflow.core.policies import Tolerance
+from parflow.errors import CodeChangedError, CodeError, InputsChangedError, ParflowError, RunError, UsageError
+from parflow.model import Chunk, Failure, Ref, digest, nbytes, seconds
+from parflow.runtime.executor import Executor, Options
+from parflow.runtime.session import SESSIONS
+from parflow.storage.journal import Journal, RunRow, Writer, this_process
+from parflow.storage.store import Store, open_store
+from parflow.storage.trust import private_folder
+
+if TYPE_CHECKING:
+    from parflow.runtime.cluster import Hands
+    from parflow.runtime.sandbox import Sandbox
+
+FAN_IN = 16
+Watch = Callable[["Run"], Any]
+
+
+def home_folder(home: str | os.PathLike[str] | None = None) -> str:
+    """Return where journal and results are: the argument, else ``PARFLOW_HOME``, else ``.parflow`` in the working folder."""
+    return os.path.abspath(os.fspath(home or os.environ.get("PARFLOW_HOME") or ".parflow"))
+
+
+def _open_home(home: str) -> Journal:
+    private_folder(home, parflow.errors.JournalError)
+    ignore = os.path.join(home, ".gitignore")
+    if not os.path.exists(ignore):
+        with open(ignore, "w") as file:
+            file.write("*\n")
+    return Journal(os.path.join(home, "journal.sqlite"))
+
+
+class Records(Sequence[Any]):
+    """The records of a dataset that was run: read from the store, chunk by chunk, when they are asked for."""
+
+    def __init__(self, store: Store, refs: tuple[Ref, ...]) -> None:
+        self._store = store
+        self._refs = refs
+
+    def __iter__(self) -> Iterator[Any]:
+        from parflow.runtime.graph import unpickle_all
+
+        for ref in self._refs:
+            yield from unpickle_all(self._store.get_checked(ref))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __getitem__(self, index: Any) -> Any:
+        return list(self)[index]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, (list, Records)) and list(self) == list(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(ref.digest for ref in self._refs))
+
+    def __repr__(self) -> str:
+        return f"<records in {len(self._refs)} pieces>"
+
+
+class Run:
+    """One execution of a workflow: under way, or as the journal has it.
+
+    Attributes
+    ----------
+    run_id : str
+        Its name, for `open_run`, `resume` and the command line.
+    """
+
+    def __init__(self, run_id: str, home: str, executor: Executor | None = None) -> None:
+        self.run_id = run_id
+        self.home = home
+        self.started = time.time()
+        self._executor = executor
+        self._thread: threading.Thread | None = None
+        self._loaded: tuple[RunState, Store] | None = None
+        self._error: BaseException | None = None
+
+    def __repr__(self) -> str:
+        return f"Run<{self.run_id} {self.status}>"
+
+    # --- looking -----------------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> RunState:
+        """The run's state: live, or folded from the journal."""
+        if self._executor is not None:
+            return self._executor.state
+        return self._load()[0]
+
+    @property
+    def store(self) -> Store:
+        """Where its results are."""
+        return self._executor.store if self._executor is not None else self._load()[1]
+
+    def _load(self) -> tuple[RunState, Store]:
+        if self._loaded is None:
+            journal = _open_home(self.home)
+            try:
+                row = journal.find(self.run_id, STATUS_KINDS)
+                state = fold(decode(entry.kind, entry.body) for entry in journal.read(row.run_id))
+                self._loaded = state, open_store(row.note["store"])
+            finally:
+                journal.close()
+        return self._loaded
+
+    @property
+    def status(self) -> str:
+        """``running``, ``succeeded``, ``failed`` or ``stopped``; ``lost`` when its process ended without a word."""
+        if self._executor is not None:
+            return self.state.status
+        return status_of(_find(self.home, self.run_id)[0])
+
+    def result(self) -> Any:
+        """Wait for the end and return what the workflow returned, with values in the place of what was lazy.
+
+        Raises
+        ------
+        RunError
+            When the run failed or was stopped; everything finished is kept, and the message says how to go on.
+        """
+        self.wait()
+        ended = self.state.ended
+        if ended is None:
+            raise RunError(f"run {self.run_id} has not ended: it is {self.status}; `parflow resume {self.run_id}` goes on")
+        if ended.status != "succeeded":
+            kind = getattr(parflow.errors, ended.error, RunError)
+            raise kind(*ended.arguments) from self._error
+        plan, shape = load_plan(self.state, self.store)
+        return fill(shape, [self._value(stage, output) for stage, output in plan.targets])
+
+    def _value(self, number: int, output: int) -> Any:
+        stage = self.state.stages[number]
+        match stage.facts.kinds[output]:
+            case "sink":
+                return stage.published[output]
+            case "collect":
+                return Records(self.store, stage.results(output))
+            case _:
+                level = max(level for out, level, _ in stage.merged if out == output)
+                return pickle.loads(self.store.get_checked(stage.merged[output, level, 0]))
+
+    def failures(self) -> list[Failure]:
+        """Return the dead letters so far, in input order: unusable inputs first, then records."""
+        found: list[Failure] = []
+        for stage in self.state.stages:
+            found += [Failure(rejected.path, "read", "input", rejected.error, rejected.message) for rejected in stage.rejected]
+            letters = list(stage.lost)
+            for _, receipt in stage.receipts():
+                if receipt.failures is not None:
+                    letters += pickle.loads(self.store.get_checked(receipt.failures))
+            found += sorted(letters, key=lambda failure: (failure.chunk, failure.ordinal))
+        return found
+
+    def report(self, path: str | os.PathLike[str] | None = None) -> str:
+        """Write a page that shows the run, and return where it is (by default in the run's own folder)."""
+        from parflow.views.report import write_report
+
+        path = os.fspath(path) if path is not None else os.path.join(self.home, "runs", self.run_id, "report.html")
+        return write_report(self, path)
+
+    # --- steering ----------------------------------------------------------------------------------------------------
+
+    def wait(self) -> Run:
+        """Wait for the end. Ctrl-C once: what is in flight yields, and the run can be resumed. Twice: at once."""
+        if self._thread is None:
+            return self
+        presses = 0
+        while self._thread.is_alive():
+            try:
+                self._thread.join(0.5)
+            except KeyboardInterrupt:
+                presses += 1
+                self.stop(now=presses > 1)
+        if presses:
+            raise KeyboardInterrupt
+        return self
+
+    def stop(self, *, now: bool = False) -> None:
+        """Stop the run: at the next record of what is in flight, or (``now``) at once."""
+        if self._executor is not None:
+            self._executor.stop(now=now)
+
+    def timings(self) -> dict[str, float]:
+        """Return seconds since 1970 of what happened in this process: ``started``, ``first_chunk``."""
+        first = self._executor.first_chunk if self._executor is not None else None
+        return {"started": self.started} | ({"first_chunk": first} if first is not None else {})
+
+    def _launch(self, journal: Journal, epoch: int) -> None:
+        executor = self._executor
+        assert executor is not None
+
+        def live() -> None:
+            writer = Writer(journal, self.run_id, epoch, executor.durable, self._journal_broke)
+            try:
+                executor.run(writer)
+            except BaseException as error:  # noqa: BLE001 - told to whoever waits for the result
+                self._error = error
+            finally:
+                self._error = self._error or executor.problem
+                writer.close()
+                journal.close()
+
+        self._thread = threading.Thread(target=live, name=f"parflow-{self.run_id}", daemon=True)
+        self._thread.start()
+
+    def _journal_broke(self, error: BaseException) -> None:
+        """Without a journal nothing can be promised: the loop is left as it stands."""
+        assert self._executor is not None
+        self._error = error
+        self._executor.give_up(error)
+
+
+def fill(shape: Any, values: Sequence[Any]) -> Any:
+    """Put values in the places of their numbers, in the structure that a workflow returned."""
+    if isinstance(shape, bool) or shape is None:
+        return shape
+    if isinstance(shape, int):
+        return values[shape]
+    if isinstance(shape, dict):
+        return {key: fill(item, values) for key, item in shape.items()}
+    return type(shape)(fill(item, values) for item in shape)
+
+
+def status_of(row: RunRow) -> str:
+    """Tell a run's status from its newest status entry and its lease."""
+    if row.status == "RunEnded":
+        entry = decode(row.status, row.status_body or b"{}")
+        return str(getattr(entry, "status", "lost"))
+    return "running" if row.lease is not None and row.lease.alive else "lost"
+
+
+def load_plan(state: RunState, store: Store) -> tuple[Plan, Any]:
+    """Open the plan and the shape of the results as they were when the run started."""
+    assert state.started is not None
+    plan, shape = pickle.loads(store.get(state.started.plan))
+    return plan, shape
+
+
+def _find(home: str, name: str) -> tuple[RunRow, Journal]:
+    journal = _open_home(home)
+    return journal.find(name, STATUS_KINDS), journal
+
+
+def list_runs(home: str | os.PathLike[str] | None = None) -> list[RunRow]:
+    """Return all runs of a home, newest first."""
+    journal = _open_home(home_folder(home))
+    try:
+        return journal.runs(STATUS_KINDS)
+    finally:
+        journal.close()
+
+
+def open_run(name: str = "last", home: str | os.PathLike[str] | None = None) -> Run:
+    """Look at a run in the journal.
+
+    Parameters
+    ----------
+    name : str
+        Its name, a beginning of it that no other run shares, or "last".
+    home : path-like, optional
+        Where the journal is.
+
+    Raises
+    ------
+    RunNotFoundError
+        When there is none.
+    """
+    row, journal = _find(home_folder(home), name)
+    journal.close()
+    return Run(row.run_id, home_folder(home))
+
+
+# --- starting ----------------------------------------------------------------------------------------------------------
+
+
+def start(
+    plan: Plan,
+    *,
+    shape: Any,
+    flow: str,
+    workers: int | None = None,
+    cluster: Any = "local",
+    max_failures: float = 0,
+    timeout: float | str | None = None,
+    memory: float | str | None = None,
+    isolation: Literal["process", "inline"] = "process",
+    slice: float | str = 30.0,  # noqa: A002 - the word of the docs
+    home: str | os.PathLike[str] | None = None,
+    store: str | None = None,
+    wait: bool = True,
+    progress: bool | None = None,
+    note: dict[str, Any] | None = None,
+) -> Run:
+    """Start a run. The options are documented at `parflow.Workflow.run`."""
+    Tolerance(max_failures)
+    options = _options(timeout, memory, isolation, slice)
+    workers = _workers(workers)
+    where = home_folder(home)
+    for stage in plan.stages:
+        stage.source.check()
+        for output in stage.outputs:
+            if output.kind == "sink":
+                output.body.check()
+    run_id = f"{_word(flow)}-{time.strftime('%y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    connect = _connector(cluster, workers, plan, options)
+    journal = _open_home(where)
+    url = f"{store.rstrip('/')}/{run_id}" if store else os.path.join(where, "runs", run_id)
+    place = open_store(url)
+    code, plan_key = _keep_code(place, plan, shape)
+    started = RunStarted(flow, plan_key, plan.facts(), FAN_IN, _versions())
+    journal.create(run_id, flow, time.time(), {"store": place.url, "code": code, **(note or {})})
+    epoch = journal.acquire(run_id, this_process(), time.time())
+    owned = Owned(epoch, f"{os.uname().nodename}:{os.getpid()}", max_failures, asdict(options))
+    journal.append(run_id, epoch, [encode(started), encode(owned)], time.time())
+    run = Run(run_id, where, Executor(run_id, plan, code, fold([started, owned]), place, connect, options))
+    return _go(run, journal, epoch, wait=wait, progress=progress)
+
+
+def resume(
+    name: str = "last",
+    *,
+    plan: Plan | None = None,
+    workers: int | None = None,
+    cluster: Any = "local",
+    max_failures: float | None = None,
+    timeout: float | str | None = None,
+    memory: float | str | None = None,
+    home: str | os.PathLike[str] | None = None,
+    force: bool = False,
+    wait: bool = True,
+    progress: bool | None = None,
+) -> Run:
+    """Go on with a run that was stopped, failed, or lost with its process.
+
+    Parameters
+    ----------
+    name : str
+        The run's name, a beginning of it, or "last".
+    plan : Plan, optional
+        The workflow as it is now, to see whether its code changed; by default what the run recorded is run.
+    workers, cluster, timeout, memory, wait, progress
+        As for `parflow.Workflow.run`; nothing of it changes the result.
+    max_failures : float, optional
+        A new tolerance; by default the run's own.
+    home : path-like, optional
+        Where the journal is.
+    force : bool
+        Go on with the recorded code although the workflow changed, and with changed inputs as dead letters.
+
+    Returns
+    -------
+    Run
+        The same run.
+
+    Raises
+    ------
+    RunOwnedError
+        When its process is alive.
+    CodeChangedError, InputsChangedError
+        When going on would mix two versions; see ``force``.
+    """
+    where = home_folder(home)
+    row, journal = _find(where, name)
+    run_id = row.run_id
+    try:
+        if status_of(row) == "succeeded":
+            return Run(run_id, where)
+        epoch = journal.acquire(run_id, this_process(), time.time())
+        state = fold(decode(entry.kind, entry.body) for entry in journal.read(run_id))
+        assert state.started is not None
+        assert state.owned is not None
+        place = open_store(row.note["store"])
+        recorded, _ = load_plan(state, place)
+        if not force:
+            _check_code(run_id, state, plan or recorded, given=plan is not None)
+            _check_inputs(run_id, state)
+        if plan is not None and not force:
+            recorded = plan  # the same code: it brings back what a pickle leaves out, such as the items of an iterable
+        options = Options(**state.owned.options)
+        options = replace(
+            options,
+            timeout=seconds(timeout) if timeout is not None else options.timeout,
+            memory=nbytes(memory) if memory is not None else options.memory,
+        )
+        limit = state.owned.max_failures if max_failures is None else max_failures
+        Tolerance(limit)
+        owned = Owned(epoch, f"{os.uname().nodename}:{os.getpid()}", limit, asdict(options))
+        journal.append(run_id, epoch, [encode(owned)], time.time())
+        state.apply(owned)
+    except BaseException:
+        journal.close()
+        raise
+    connect = _connector(cluster, _workers(workers), recorded, options)
+    code = tuple(row.note["code"])
+    run = Run(run_id, where, Executor(run_id, recorded, code, state, place, connect, options))
+    return _go(run, journal, epoch, wait=wait, progress=progress)
+
+
+def _go(run: Run, journal: Journal, epoch: int, *, wait: bool, progress: bool | None) -> Run:
+    run._launch(journal, epoch)  # noqa: SLF001 - the other half of starting
+    if wait:
+        if progress or (progress is None and sys.stderr.isatty()):
+            from parflow.views.progress import show_progress
+
+            show_progress(run)
+        run.wait()
+    return run
+
+
+def _word(flow: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_" else "-" for c in flow).strip("-")[:40] or "run"
+
+
+def _workers(workers: int | None) -> int:
+    if workers is None:
+        return len(os.sched_getaffinity(0))
+    if workers < 1:
+        raise UsageError(f"workers is {workers}; at least one is needed")
+    return workers
+
+
+def _options(timeout: float | str | None, memory: float | str | None, isolation: Any, duration: float | str) -> Options:
+    if isolation not in ("process", "inline"):
+        raise UsageError(f"isolation is {isolation!r}; it is 'process' (children, the default) or 'inline' (none)")
+    return Options(
+        seconds(timeout) if timeout is not None else None,
+        nbytes(memory) if memory is not None else None,
+        seconds(duration),
+        isolation,
+    )
+
+
+def _connector(cluster: Any, workers: int, plan: Plan, options: Options) -> Callable[[], Hands]:
+    if cluster is None or cluster == "local":
+
+        def warm(sandbox: Sandbox) -> None:
+            if options.isolation == "process" and plan.stages:
+                preload = tuple(sorted({module for stage in plan.stages for module in stage.preload}))
+                sandbox.warm(workers, preload, plan.stages[0].memory(options.memory))
+
+        return lambda: SESSIONS.hands(workers, warm)
+
+    def connect() -> Hands:
+        from parflow.runtime.cluster import connect as reach
+
+        return reach(cluster)
+
+    return connect
+
+
+def _versions() -> dict[str, str]:
+    from parflow import __version__
+
+    return {"parflow": __version__, "python": sys.version.split()[0]}
+
+
+# --- code --------------------------------------------------------------------------------------------------------------
+
+
+def _keep_code(store: Store, plan: Plan, shape: Any) -> tuple[tuple[str, ...], str]:
+    """Pickle the user's code into the store: a key for each stage, and one for the plan as a whole."""
+    import cloudpickle
+
+    keys = []
+    for stage in plan.stages:
+        try:
+            data = cloudpickle.dumps(stage, protocol=5)
+        except Exception as error:
+            raise _unpicklable(stage, error) from error
+        keys.append(store.put(f"code/{digest(data)}.pkl", data))
+    return tuple(keys), store.put("code/plan.pkl", cloudpickle.dumps((plan, shape), protocol=5))
+
+
+def _unpicklable(stage: Stage, error: BaseException) -> CodeError:
+    """Name the step, and what it holds, that can't be pickled."""
+    import cloudpickle
+
+    def fails(thing: Any) -> bool:
+        try:
+            cloudpickle.dumps(thing)
+        except Exception:  # noqa: BLE001 - any refusal is one
+            return True
+        return False
+
+    for step in stage.steps:
+        function = step.task.function
+        if fails(function):
+            code = getattr(function, "__code__", None)
+            held: dict[str, Any] = {}
+            if code is not None:
+                cells = zip(code.co_freevars, function.__closure__ or (), strict=False)
+                held = {name: cell.cell_contents for name, cell in cells}
+                held |= {name: function.__globals__[name] for name in code.co_names if name in function.__globals__}
+            culprits = [f"{name!r} ({type(thing).__name__})" for name, thing in held.items() if fails(thing)]
+            what = f"it uses {', '.join(culprits)}, which can't travel to another process" if culprits else str(error)
+            return CodeError(step.task.name, f"{what}. Make it inside the function, or in a class whose object is built there.")
+    for output in stage.outputs:
+        if fails(output.body):
+            return CodeError(output.name, f"it can't travel to another process: {error}")
+    return CodeError(stage.name, str(error))
+
+
+def _check_code(run_id: str, state: RunState, plan: Plan, *, given: bool) -> None:
+    if not given:
+        return
+    assert state.started is not None
+    changed = []
+    if len(plan.stages) != len(state.started.stages):
+        changed.append(f"it had {len(state.started.stages)} stages and has {len(plan.stages)}")
+    for stage, old in zip(plan.stages, state.started.stages, strict=False):
+        new = stage.facts()
+        names = ["read", *old.steps, *old.outputs]
+        if (new.steps, new.outputs, new.kinds) != (old.steps, old.outputs, old.kinds):
+            changed.append(f"the steps were {', '.join(names)} and are {', '.join(['read', *new.steps, *new.outputs])}")
+        else:
+            pairs = zip(names, old.fingerprints, new.fingerprints, strict=True)
+            changed += [f"step {name!r} changed" for name, before, now in pairs if before != now]
+    if changed:
+        raise CodeChangedError(run_id, "; ".join(changed))
+
+
+def _check_inputs(run_id: str, state: RunState) -> None:
+    """Compare the files of what is still to be run with what they were when listed."""
+    from parflow.storage.sources.opening import is_remote, local_stamp
+
+    changed: list[str] = []
+    for stage in state.stages:
+        waiting: Iterable[Chunk] = (stage.chunks[number].chunk for number in sorted({n for n, _ in stage.pending}))
+        for path, (size, stamp) in {p.path: (p.size, p.stamp) for chunk in waiting for p in chunk.parts}.items():
+            if is_remote(path) or not os.path.isabs(path):
+                continue
+            try:
+                now = os.stat(path)
+            except OSError:
+                changed.append(path)
+            else:
+                if (now.st_size, local_stamp(now)) != (size, stamp):
+                    changed.append(path)
+    if changed:
+        raise InputsChangedError(run_id, len(changed), changed[0])
+
+
+def load_flow(target: str) -> Any:
+    """Find a workflow by ``file.py``, ``file.py:name`` or ``module:name``.
+
+    Raises
+    ------
+    UsageError
+        When there's no such file or name, or when a file has several workflows and none was named.
+    """
+    import cloudpickle
+
+    from parflow.api.tasks import Workflow
+
+    place, _, name = target.rpartition(":") if ":" in target else (target, "", "")
+    if place.endswith(".py"):
+        if not os.path.isfile(place):
+            raise UsageError(f"there is no file {place!r}")
+        module_name = os.path.splitext(os.path.basename(place))[0]
+        folder = os.path.dirname(os.path.abspath(place))
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+        spec = importlib.util.spec_from_file_location(module_name, place)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[module_name] = module
+        spec.loader.exec_module(module)
+    else:
+        sys.path.insert(0, os.getcwd())
+        try:
+            module = importlib.import_module(place)
+        except ImportError as error:
+            raise UsageError(f"can't import {place!r}: {error}; write file.py, file.py:name or module:name") from error
+    cloudpickle.register_pickle_by_value(module)  # workers need not have the flow's own file
+    flows = {key: value for key, value in vars(module).items() if isinstance(value, Workflow)}
+    if name:
+        if name not in flows:
+            raise UsageError(f"{place} has no workflow {name!r}; it has {', '.join(flows) or 'none'}")
+        return flows[name]
+    if len(flows) != 1:
+        raise UsageError(f"{place} has {len(flows)} workflows ({', '.join(flows) or 'none'}); name one: {place}:NAME")
+    return next(iter(flows.values()))
+
+
+def count_causes(failures: Iterable[Failure]) -> list[tuple[tuple[str, str, str], int]]:
+    """Group dead letters by step, error and message, most frequent first."""
+    return Counter((failure.step, failure.error, failure.message) for failure in failures).most_common()
+
+
+__all__ = ["ParflowError", "Records", "Run", "list_runs", "load_flow", "open_run", "resume", "start"]

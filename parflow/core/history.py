@@ -1,0 +1,285 @@
+"""The closed set of journal entries, their JSON form, and the fold that turns them back into a run's state.
+
+A run *is* its entries: the coordinator decides an entry, applies it here and has it written; a resumed coordinator applies
+the written ones again and stands where the first one stood.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import orjson
+
+from parflow.errors import JournalError
+from parflow.model import Chunk, Failure, Piece, Receipt, Ref, Rejected, SinkFile, Tally, from_json, to_json
+
+Status = Literal["running", "succeeded", "failed", "stopped"]
+
+
+@dataclass(frozen=True, slots=True)
+class StageFacts:
+    """What the journal keeps of a stage: enough to fold, show and check a run without its code."""
+
+    name: str
+    steps: tuple[str, ...]
+    outputs: tuple[str, ...]
+    kinds: tuple[str, ...]
+    fingerprints: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RunStarted:
+    """The run exists: its plan is frozen, and where its code is."""
+
+    flow: str
+    plan: str
+    stages: tuple[StageFacts, ...]
+    fan_in: int
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Owned:
+    """A coordinator took the run, at its start or to resume it, with these options."""
+
+    epoch: int
+    owner: str
+    max_failures: float
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ChunksListed:
+    """More of a stage's input, in input order; ``last`` closes the list."""
+
+    stage: int
+    chunks: tuple[Chunk, ...] = ()
+    rejected: tuple[Rejected, ...] = ()
+    last: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PieceEnded:
+    """A piece is no longer pending: ``rest`` is pending in its place.
+
+    ``receipt`` is what was committed, None when the child died; ``failure`` is the record that was given up.
+    """
+
+    stage: int
+    piece: Piece
+    rest: tuple[Piece, ...] = ()
+    receipt: Receipt | None = None
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """Partial results of one output were merged: node ``index`` of ``level`` in its tree."""
+
+    stage: int
+    output: int
+    level: int
+    index: int
+    result: Ref
+    seconds: float = 0.0
+    slot: str = ""
+    started: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class BarrierOpened:
+    """All of a stage's records are committed or dead letters, and there are no more of those than tolerated."""
+
+    stage: int
+    failed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A sink's files stand under their final names."""
+
+    stage: int
+    output: int
+    manifest: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnded:
+    """The coordinator ended the run; a run that didn't succeed can be resumed."""
+
+    status: Literal["succeeded", "failed", "stopped"]
+    error: str = ""
+    arguments: tuple[Any, ...] = ()
+
+
+Entry = RunStarted | Owned | ChunksListed | PieceEnded | Merged | BarrierOpened | Published | RunEnded
+
+KINDS: dict[str, type[Any]] = {
+    kind.__name__: kind for kind in (RunStarted, Owned, ChunksListed, PieceEnded, Merged, BarrierOpened, Published, RunEnded)
+}
+STATUS_KINDS = ("RunStarted", "Owned", "RunEnded")
+"""The entries that tell a run's status without folding it."""
+
+
+def encode(entry: Entry) -> tuple[str, bytes]:
+    """Return an entry's kind and JSON body, as the journal stores it."""
+    body = to_json(entry)
+    try:
+        return type(entry).__name__, orjson.dumps(body)
+    except TypeError:  # a lone surrogate: a file name that is not UTF-8, or a message that quotes a broken document
+        return type(entry).__name__, json.dumps(body).encode()
+
+
+def decode(kind: str, body: bytes) -> Entry:
+    """Rebuild an entry from the journal.
+
+    Raises
+    ------
+    JournalError
+        When the kind is unknown: the journal was written by a newer parflow.
+    """
+    if kind not in KINDS:
+        raise JournalError(f"the journal has an entry of kind {kind!r}, which this version doesn't know. Update parflow.")
+    try:
+        data = orjson.loads(body)
+    except orjson.JSONDecodeError:  # a lone surrogate
+        data = json.loads(body)
+    entry: Entry = from_json(KINDS[kind], data)
+    return entry
+
+
+@dataclass(slots=True)
+class ChunkState:
+    """A chunk: how many of its pieces are pending, and what the ended ones left, by their first ordinal."""
+
+    chunk: Chunk
+    pending: int = 1
+    receipts: dict[int, Receipt] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class StageState:
+    """A stage: its chunks, what is pending, what is done."""
+
+    facts: StageFacts
+    chunks: list[ChunkState] = field(default_factory=list)
+    pending: dict[tuple[int, int], Piece] = field(default_factory=dict)
+    listed: int = 0
+    closed: bool = False
+    rejected: list[Rejected] = field(default_factory=list)
+    lost: list[Failure] = field(default_factory=list)
+    tally: Tally = field(default_factory=Tally)
+    encodings: dict[str, int] = field(default_factory=dict)
+    merged: dict[tuple[int, int, int], Ref] = field(default_factory=dict)
+    opened: bool = False
+    published: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def failed(self) -> int:
+        """Dead letters so far: unusable inputs, given-up records, and those that pieces report."""
+        return len(self.rejected) + len(self.lost) + self.tally.failed
+
+    @property
+    def records(self) -> int:
+        """Records read so far, the dead letters among them."""
+        return self.tally.records + len(self.rejected) + len(self.lost)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every record is committed or a dead letter."""
+        return self.closed and not self.pending
+
+    def receipts(self) -> Iterable[tuple[int, Receipt]]:
+        """Every committed receipt with its chunk's index, in input order."""
+        for index, state in enumerate(self.chunks):
+            for first in sorted(state.receipts):
+                yield index, state.receipts[first]
+
+    def results(self, output: int, chunks: range | None = None) -> tuple[Ref, ...]:
+        """Return what pieces left for an output, in input order."""
+        states = self.chunks if chunks is None else self.chunks[chunks.start : chunks.stop]
+        return tuple(
+            ref
+            for state in states
+            for first in sorted(state.receipts)
+            if (ref := state.receipts[first].results[output]) is not None
+        )
+
+    def files(self, output: int) -> list[SinkFile]:
+        """Return the files that pieces staged for a sink, in input order."""
+        return [file for _, receipt in self.receipts() for file in receipt.files if file.output == output]
+
+
+@dataclass(slots=True)
+class RunState:
+    """A run, folded from its entries."""
+
+    started: RunStarted | None = None
+    owned: Owned | None = None
+    stages: list[StageState] = field(default_factory=list)
+    status: Status = "running"
+    ended: RunEnded | None = None
+
+    def apply(self, entry: Entry) -> None:
+        """Take one more entry."""
+        match entry:
+            case RunStarted():
+                self.started = entry
+                self.stages = [StageState(facts) for facts in entry.stages]
+            case Owned():
+                self.owned, self.status, self.ended = entry, "running", None
+            case ChunksListed():
+                self._list(self.stages[entry.stage], entry)
+            case PieceEnded():
+                self._end_piece(self.stages[entry.stage], entry)
+            case Merged():
+                self.stages[entry.stage].merged[entry.output, entry.level, entry.index] = entry.result
+            case BarrierOpened():
+                self.stages[entry.stage].opened = True
+            case Published():
+                self.stages[entry.stage].published[entry.output] = entry.manifest
+            case RunEnded():
+                self.status, self.ended = entry.status, entry
+
+    @staticmethod
+    def _list(stage: StageState, entry: ChunksListed) -> None:
+        for chunk in entry.chunks:
+            stage.pending[chunk.index, 0] = Piece(chunk.index)
+            stage.chunks.append(ChunkState(chunk))
+        stage.rejected.extend(entry.rejected)
+        stage.listed += len(entry.chunks) + len(entry.rejected)
+        stage.closed = entry.last
+
+    @staticmethod
+    def _end_piece(stage: StageState, entry: PieceEnded) -> None:
+        piece, state = entry.piece, stage.chunks[entry.piece.chunk]
+        del stage.pending[piece.chunk, piece.first]
+        for rest in entry.rest:
+            stage.pending[rest.chunk, rest.first] = rest
+        state.pending += len(entry.rest) - 1
+        if entry.receipt is not None:
+            state.receipts[piece.first] = entry.receipt
+            stage.tally += entry.receipt.tally
+            for encoding, count in entry.receipt.encodings.items():
+                stage.encodings[encoding] = stage.encodings.get(encoding, 0) + count
+        if entry.failure is not None:
+            stage.lost.append(entry.failure)
+
+    @property
+    def tally(self) -> Tally:
+        """Counts over all stages, dead letters of every kind among the failed."""
+        total = Tally()
+        for stage in self.stages:
+            total += Tally(stage.records, stage.failed, stage.tally.bytes, stage.tally.seconds)
+        return total
+
+
+def fold(entries: Iterable[Entry]) -> RunState:
+    """Return the state that a sequence of entries leads to."""
+    state = RunState()
+    for entry in entries:
+        state.apply(entry)
+    return state

@@ -1,0 +1,251 @@
+"""Every error parflow raises, drawn as a tree.
+
+::
+
+    ParflowError
+    |-- UsageError                 an argument makes no sense (also a ValueError)
+    |-- GraphError                 a workflow is built wrongly (also a TypeError)
+    |   `-- LazyValueError         a lazy value was used as if it were computed
+    |-- InputError                 inputs are wrong, said before the run starts
+    |   |-- NoInputError           a pattern matches nothing
+    |   |-- NotAFileError          a path names a directory, a pipe or a device
+    |   `-- UnreadableInputError   a named file can't be opened
+    |-- OutputError                a sink can't be written where it was asked to
+    |-- CodeError                  a step's code can't travel or can't be loaded
+    |-- StoreError                 a result can't be read, written or trusted
+    |   `-- StoreNotVisibleError   a worker doesn't see the driver's store
+    |-- JournalError               the history can't be read, written or trusted
+    |   |-- RunNotFoundError       no run has that name
+    |   |-- RunOwnedError          another coordinator owns the run
+    |   `-- FencedError            this coordinator lost the run to another one
+    |-- ClusterError               the cluster can't be used
+    |   |-- VersionMismatchError   a worker runs other versions than the driver
+    |   `-- ClusterLostError       the scheduler or all workers went away
+    |-- ResumeError                a run can't be gone on with as asked
+    |   |-- CodeChangedError       steps are not what they were
+    |   `-- InputsChangedError     inputs are not what they were
+    |-- RunError                   a run ended without a result
+    |   |-- TooManyFailuresError   more dead letters than max_failures
+    |   |-- StepError              a step is broken as a whole
+    |   `-- RunStoppedError        somebody stopped it; it can be resumed
+    `-- RecordError                why one record became a dead letter
+        |-- RecordTooLargeError    longer than max_record
+        |-- InputChangedError      the file changed after it was listed
+        |-- NotJSONError           a line is not JSON
+        |-- NotTextError           bytes are not text in the declared encodings
+        |-- RecordCrashedError     the child died with the record in hand
+        |-- RecordTimeoutError     the record took longer than its task's timeout
+        `-- RecordMemoryError      the record needed more than the child's memory
+
+The class docstring's first line says what happened; ``template`` says it with the particulars. Arguments are positional
+and are kept in ``args``, so every error survives pickling.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ParflowError(Exception):
+    """Something in parflow went wrong."""
+
+    template: ClassVar[str] = "{0}"
+
+    def __str__(self) -> str:
+        try:
+            return self.template.format(*self.args)
+        except (IndexError, KeyError):
+            return " ".join(str(arg) for arg in self.args) or type(self).__name__
+
+
+class UsageError(ParflowError, ValueError):
+    """An argument makes no sense."""
+
+
+class GraphError(ParflowError, TypeError):
+    """A workflow is built wrongly."""
+
+
+class LazyValueError(GraphError):
+    """A lazy value was used as if it were computed."""
+
+    template = (
+        "{0} is lazy: it has no {1} before it is computed. Run it first (`.run().result()` or `.compute()`), or keep the "
+        "decision in a step that gets the value's records."
+    )
+
+
+class InputError(ParflowError):
+    """Inputs are wrong."""
+
+
+class NoInputError(InputError):
+    """A pattern matches nothing."""
+
+    template = "no file matches {0!r} (looked in {1}). Check the path; '**' matches folders at any depth."
+
+
+class NotAFileError(InputError):
+    """A path names something that is not a regular file."""
+
+    template = "{0!r} is {1}, not a file. To read the files in a folder, write a pattern such as {2!r}."
+
+
+class UnreadableInputError(InputError):
+    """A named file can't be opened."""
+
+    template = "can't read {0!r}: {1}. Check that it exists and that you may read it."
+
+
+class OutputError(ParflowError):
+    """A sink can't be written where it was asked to."""
+
+
+class CodeError(ParflowError):
+    """A step's code can't travel to a worker or can't be loaded there."""
+
+    template = "step {0!r}: {1}"
+
+
+class StoreError(ParflowError):
+    """A result can't be read, written or trusted."""
+
+
+class StoreNotVisibleError(StoreError):
+    """A worker doesn't see the driver's store."""
+
+    template = (
+        "worker {0} can't see the store {1!r}: {2}. Give a place that every worker shares (store='/shared/dir' or --store), "
+        "or run on this machine."
+    )
+
+
+class JournalError(ParflowError):
+    """The history can't be read, written or trusted."""
+
+
+class RunNotFoundError(JournalError):
+    """No run has that name."""
+
+    template = "no run {0!r} in {1}. `parflow runs` lists them; --home or PARFLOW_HOME names another place."
+
+
+class RunOwnedError(JournalError):
+    """Another coordinator owns the run."""
+
+    template = "run {0} is owned by {1}, which is alive. Wait for it, or stop it first (Ctrl-C there)."
+
+
+class FencedError(JournalError):
+    """The run was lost to another coordinator."""
+
+    template = "run {0}: another coordinator took over (epoch {2}; ours was {1}). Nothing more was written from here."
+
+
+class ClusterError(ParflowError):
+    """The cluster can't be used."""
+
+
+class VersionMismatchError(ClusterError):
+    """A worker runs other versions than the driver."""
+
+    template = "worker {0} runs {1} {2}, the driver {3}. Install the same versions on both."
+
+
+class ClusterLostError(ClusterError):
+    """The scheduler or all workers went away."""
+
+    template = "the cluster is gone: {0}. Everything finished is kept; `parflow resume {1}` goes on."
+
+
+class ResumeError(ParflowError):
+    """A run can't be gone on with as asked."""
+
+
+class CodeChangedError(ResumeError):
+    """Steps are not what they were when the run started."""
+
+    template = (
+        "run {0} was started with other code: {1}. Start a new run to use the new code, or finish this one with the code it "
+        "was started with: `parflow resume {0} --force`."
+    )
+
+
+class InputsChangedError(ResumeError):
+    """Inputs are not what they were when the run listed them."""
+
+    template = (
+        "run {0}: {1} unfinished inputs changed since they were listed, first {2!r}. Start a new run, or go on with those as "
+        "dead letters: `parflow resume {0} --force`."
+    )
+
+
+class RunError(ParflowError):
+    """A run ended without a result."""
+
+
+class TooManyFailuresError(RunError):
+    """More records failed than max_failures allows."""
+
+    template = (
+        "run {0}: {1} of {2} records failed, max_failures is {3}; first: {4}. Everything finished is kept. "
+        "`parflow failures {0}` shows them; `parflow resume {0} --max-failures {1}` goes on without them."
+    )
+
+
+class StepError(RunError):
+    """A step is broken as a whole."""
+
+    template = "run {0}: step {1!r}: {2}"
+
+
+class RunStoppedError(RunError):
+    """Somebody stopped the run."""
+
+    template = "run {0} was stopped. Everything finished is kept; `parflow resume {0}` goes on."
+
+
+class RecordError(ParflowError):
+    """One record can't be processed."""
+
+
+class RecordTooLargeError(RecordError):
+    """A record is longer than max_record."""
+
+    template = "a record of more than {0:,} bytes (max_record); nothing of it was processed"
+
+
+class InputChangedError(RecordError):
+    """A file changed after it was listed."""
+
+    template = "{0!r} changed after it was listed ({1}); its records were not processed"
+
+
+class NotJSONError(RecordError):
+    """A line is not JSON."""
+
+    template = "not JSON: {0}"
+
+
+class NotTextError(RecordError):
+    """Bytes are not text in the declared encodings."""
+
+    template = "not {0}: {1}"
+
+
+class RecordCrashedError(RecordError):
+    """The child process died with the record in hand."""
+
+    template = "the process died: {0}"
+
+
+class RecordTimeoutError(RecordError):
+    """A record took longer than its task's timeout."""
+
+    template = "took longer than its timeout of {0:g} s"
+
+
+class RecordMemoryError(RecordError):
+    """A record needed more than the child's memory."""
+
+    template = "needed more memory than its process may use (memory=)"

@@ -1,0 +1,434 @@
+"""The frozen values that every layer shares, and their JSON form.
+
+A *task* is a function with policies, a *step* its place in a workflow, a *chunk* a slice of the input, a *record* one
+document or what a step made of it, a *cursor* a place inside a chunk. A *job* is what a worker is asked to do, a *receipt*
+what it sends back: never data, only where the data is.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import functools
+import hashlib
+import re
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypeVar
+
+from parflow.errors import UsageError
+
+T = TypeVar("T")
+
+INLINE_BYTES = 64 * 1024
+"""A result up to this size stands in the receipt and the journal entry, a larger one in the store (bytes)."""
+
+
+# --- places in the input ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Cursor:
+    """A place inside a chunk: before record number ``ordinal``, which begins at ``offset`` of part ``part``.
+
+    ``ordinal`` counts records from the chunk's start, ``part`` indexes ``Chunk.parts``, ``offset`` is in bytes of the
+    decompressed file, or the position in a list of items.
+    """
+
+    ordinal: int = 0
+    part: int = 0
+    offset: int = 0
+
+
+START = Cursor()
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One slice of one input: the records that begin in ``[start, stop)``.
+
+    ``stop`` is None for "to the end". ``size`` (bytes) and ``stamp`` are the whole file's when it was listed; ``stamp`` is
+    opaque and equal as long as the file is unchanged (its modification time in ns, an ETag, a digest).
+    """
+
+    path: str
+    start: int
+    stop: int | None
+    size: int
+    stamp: str
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A slice of a stage's input: what one job reads at the most.
+
+    ``id`` depends on the parts alone. ``index`` is the chunk's place in input order, which merges follow; ``weight``
+    (bytes, with an opening cost a file) is what scheduling sorts by.
+    """
+
+    index: int
+    id: str
+    parts: tuple[Part, ...]
+    weight: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """An input that listing found unusable; it becomes a dead letter of the step ``read``."""
+
+    path: str
+    error: str
+    message: str
+
+
+# --- work and what comes back ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """Where a result is: bytes at hand (``inline``), or an object of the store (``key``). ``digest`` is of the bytes."""
+
+    size: int
+    digest: str
+    inline: bytes | None = None
+    key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A contiguous part of a chunk that is still to be run.
+
+    Records ``[start.ordinal + skip, stop)``: reading begins at ``start`` and passes over ``skip`` records. ``stop`` None is
+    the chunk's end. An ``alone`` piece is one suspect record, run in a fresh child.
+    """
+
+    chunk: int
+    start: Cursor = START
+    skip: int = 0
+    stop: int | None = None
+    alone: bool = False
+
+    @property
+    def first(self) -> int:
+        """Ordinal of the first record to run."""
+        return self.start.ordinal + self.skip
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkJob:
+    """Run a piece of a chunk through a stage's pipeline."""
+
+    stage: int
+    piece: Piece
+    chunk: Chunk
+
+
+@dataclass(frozen=True, slots=True)
+class MergeJob:
+    """Merge partial results, given in chunk order, of one reduction; ``last`` applies the reducer's ``finish``."""
+
+    stage: int
+    output: int
+    level: int
+    index: int
+    inputs: tuple[Ref, ...]
+    last: bool
+
+
+Job = ChunkJob | MergeJob
+
+Cause = Literal["exception", "crash", "timeout", "memory", "input"]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A dead letter: one record that failed for good, and why.
+
+    Everything is text, made where it happened: the exception itself never travels. ``bases`` are the qualified names of the
+    exception's classes, so that policies can match on names.
+    """
+
+    record: str
+    step: str
+    cause: Cause
+    error: str
+    message: str
+    bases: tuple[str, ...] = ()
+    traceback: str = ""
+    preview: str = ""
+    attempts: int = 1
+    chunk: int = -1
+    ordinal: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class SinkFile:
+    """One file that a piece wrote for a sink, staged under ``path`` until its stage is complete."""
+
+    output: int
+    path: str
+    rows: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Counts of a piece: records read, records that became dead letters, input bytes, and seconds of work."""
+
+    records: int = 0
+    failed: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(
+            self.records + other.records,
+            self.failed + other.failed,
+            self.bytes + other.bytes,
+            self.seconds + other.seconds,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What a worker says of one job.
+
+    status
+        ``done``: all of it. ``stopped``: up to ``cursor``, the rest is to be queued again (``suspect``: the record at the
+        cursor is to be run alone first). ``died``: the child ended with the record at ``cursor`` in hand and nothing of the
+        job stands. ``broken``: the step can't run at all.
+    results
+        One reference for each output of the stage: a reduction's partial state, a collection's records, or None.
+    failures
+        The dead letters: a pickled list of `Failure` of ``tally.failed`` items, or None.
+    failure
+        The first of them; always there when the status is ``died`` or ``broken``.
+    """
+
+    status: Literal["done", "stopped", "died", "broken"]
+    cursor: Cursor | None = None
+    suspect: bool = False
+    results: tuple[Ref | None, ...] = ()
+    files: tuple[SinkFile, ...] = ()
+    failures: Ref | None = None
+    failure: Failure | None = None
+    tally: Tally = Tally()
+    encodings: dict[str, int] = field(default_factory=dict)
+    slot: str = ""
+    started: float = 0.0
+
+
+# --- the graph -------------------------------------------------------------------------------------------------------
+
+
+class Source(Protocol):
+    """What a source module gives: it lists inputs in order and reads a part from an offset. Pickles by value."""
+
+    name: str
+    splittable: bool
+
+    def check(self) -> None:
+        """Raise an InputError when the source can't give a single input."""
+
+    def read(self, part: Part, offset: int, store: Any) -> Iterator[tuple[int, Any]]:
+        """Yield ``(offset, raw)`` for each record of the part that begins at or after ``offset``."""
+
+    def decode(self, raw: Any) -> Any:
+        """Turn a raw record into what the first step gets."""
+
+    def record_id(self, part: Part, offset: int) -> str:
+        """Name a record for a person: file and offset."""
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A function with policies. Called, it is the plain function.
+
+    Attributes
+    ----------
+    function : callable
+        What to call with a record.
+    name : str
+        The step's name in plans, dead letters and progress.
+    timeout : float, optional
+        Seconds that one call may take.
+    memory : int, optional
+        Bytes that the child process may use.
+    version : str
+        Part of the fingerprint: change it to say "this is other code".
+    """
+
+    function: Callable[..., Any]
+    name: str
+    timeout: float | None = None
+    memory: int | None = None
+    version: str = ""
+
+    def __post_init__(self) -> None:
+        for attribute in ("__module__", "__name__", "__qualname__", "__doc__"):  # as functools.wraps does, on a frozen value
+            object.__setattr__(self, attribute, getattr(self.function, attribute, None))
+        object.__setattr__(self, "__wrapped__", self.function)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the plain function."""
+        return self.function(*args, **kwargs)
+
+
+@dataclass(frozen=True, eq=False)
+class SourceNode:
+    """Where records come from."""
+
+    source: Any
+
+
+@dataclass(frozen=True, eq=False)
+class StepNode:
+    """A record-wise step on the records of ``parent``."""
+
+    kind: Literal["map", "filter", "flat_map"]
+    task: Task
+    parent: RecordsNode
+
+
+RecordsNode = SourceNode | StepNode
+
+
+@dataclass(frozen=True, eq=False)
+class ReduceNode:
+    """A barrier: one value made of all records of ``parent``."""
+
+    reducer: Any
+    parent: RecordsNode
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class SinkNode:
+    """Records of ``parent`` written to files, one a chunk."""
+
+    sink: Any
+    parent: RecordsNode
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class CollectNode:
+    """All records of ``parent``, kept in the store in input order."""
+
+    parent: RecordsNode
+    name: str = "collect"
+
+
+OutputNode = ReduceNode | SinkNode | CollectNode
+
+
+# --- digests and the JSON form -----------------------------------------------------------------------------------------
+
+
+def digest(data: bytes) -> str:
+    """Return the 128-bit BLAKE2 digest of bytes, in hexadecimal."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def chunk_id(parts: Iterable[Part]) -> str:
+    """Return the identity of a chunk: the digest of its parts, whatever else is in the run."""
+    text = "\n".join(f"{p.path}\0{p.start}\0{p.stop}\0{p.size}\0{p.stamp}" for p in parts)
+    return digest(text.encode("utf-8", "surrogateescape"))
+
+
+def make_ref(data: bytes, put: Callable[[bytes], str], limit: int = INLINE_BYTES) -> Ref:
+    """Keep small results at hand and hand larger ones to ``put``, which returns their key."""
+    if len(data) <= limit:
+        return Ref(len(data), digest(data), inline=data)
+    return Ref(len(data), digest(data), key=put(data))
+
+
+def to_json(value: Any) -> Any:
+    """Turn a frozen value into what JSON has: dicts (without fields that have their default), lists, text and numbers."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {
+            name: to_json(item)
+            for name, default in _defaults(type(value))
+            if (item := getattr(value, name)) is not default and item != default
+        }
+    if isinstance(value, bytes):
+        return base64.b85encode(value).decode("ascii")
+    if isinstance(value, (tuple, list)):
+        return [to_json(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): to_json(item) for key, item in value.items()}
+    return value
+
+
+def from_json(kind: type[T], data: Any) -> T:
+    """Rebuild a value that `to_json` wrote, of the annotated type ``kind``."""
+    return typing.cast("T", _reader(typing.cast("Any", kind))(data))
+
+
+@functools.cache
+def _defaults(kind: type) -> tuple[tuple[str, Any], ...]:
+    return tuple((f.name, f.default) for f in dataclasses.fields(kind))
+
+
+@functools.cache
+def _reader(kind: Any) -> Callable[[Any], Any]:
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        make: Any = kind
+        readers = {f.name: _reader(hints[f.name]) for f in dataclasses.fields(kind)}
+        return lambda data: make(**{name: readers[name](item) for name, item in data.items()})
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        (real,) = (arg for arg in args if arg is not type(None))
+        inner = _reader(real)
+        return lambda data: None if data is None else inner(data)
+    if origin is tuple:
+        inner = _reader(args[0])
+        return lambda data: tuple(inner(item) for item in data)
+    if kind is bytes:
+        return base64.b85decode
+    return lambda data: data
+
+
+# --- words people write ------------------------------------------------------------------------------------------------
+
+_UNITS = {
+    "s": {"": 1.0, "ms": 1e-3, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0},
+    "B": {
+        "": 1.0, "b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12,
+        "k": 2.0**10, "m": 2.0**20, "g": 2.0**30, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30, "tib": 2.0**40,
+    },
+}  # fmt: skip
+
+
+def _quantity(value: float | str, unit: Literal["s", "B"], example: str) -> float:
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*([0-9.]+(?:e-?\d+)?)\s*([a-zA-Z]*)\s*", value)
+        scale = _UNITS[unit].get(match[2].lower()) if match else None
+        try:
+            value = float(match[1]) * scale if match and scale else float("nan")
+        except ValueError:
+            value = float("nan")
+    if not value > 0:
+        raise UsageError(f"{value!r} is no amount above zero; write a number of {unit} or, for example, {example!r}")
+    return float(value)
+
+
+def seconds(value: float | str) -> float:
+    """Read a duration: seconds, or text such as ``"30s"``, ``"5m"``, ``"1.5h"``.
+
+    >>> seconds("5m")
+    300.0
+    """
+    return _quantity(value, "s", "30s")
+
+
+def nbytes(value: float | str) -> int:
+    """Read a size: bytes, or text such as ``"512MiB"``, ``"2GB"``.
+
+    >>> nbytes("8 MiB")
+    8388608
+    """
+    return int(_quantity(value, "B", "512MiB"))

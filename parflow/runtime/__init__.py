@@ -1,0 +1,1 @@
+"""What acts: workers, the sandbox, clusters, the executor and its simulator."""

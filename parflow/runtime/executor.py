@@ -1,0 +1,285 @@
+"""The one loop: what happened goes into the coordinator, and what it asks for is done, in order.
+
+Listing, publishing, the journal and Dask run on their own threads and report here; the loop itself never waits for any of them.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from parflow.core.coordinator import (
+    Append,
+    BatchLost,
+    BatchReturned,
+    Broke,
+    Coordinator,
+    Durable,
+    Finish,
+    Instruction,
+    List,
+    Listed,
+    Publish,
+    SinkPublished,
+    SlotsChanged,
+    Stimulus,
+    StopRequested,
+    Submit,
+    Yield,
+)
+from parflow.core.history import ChunksListed, Published, RunEnded, RunState, encode
+from parflow.core.plan import Plan
+from parflow.errors import ClusterLostError, InputsChangedError, ParflowError
+from parflow.model import INLINE_BYTES, Chunk, ChunkJob, Job, Receipt, Rejected
+from parflow.runtime.worker import Batch, Isolation, adoptable
+
+if TYPE_CHECKING:
+    from parflow.runtime.cluster import Hands
+    from parflow.storage.journal import Writer
+    from parflow.storage.store import Store
+
+LIST_BLOCK = 1000
+LIST_SECONDS = 0.1
+TICK = 1.0
+NO_WORKERS_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a run is executed; none of it changes its result.
+
+    ``timeout`` and ``slice`` are in seconds, ``memory`` in bytes.
+    """
+
+    timeout: float | None = None
+    memory: int | None = None
+    slice: float = 30.0
+    isolation: Isolation = "process"
+    window: int = 2
+    inline_bytes: int = INLINE_BYTES
+
+
+class Executor:
+    """Executes one run that this process owns.
+
+    Parameters
+    ----------
+    run_id : str
+        The run.
+    plan : Plan
+        Its stages.
+    code : tuple of str
+        For each stage, the store's key of its pickled code.
+    state : RunState
+        Folded from the journal.
+    store, writer
+        Where results and entries go.
+    connect : callable
+        Makes the `Hands`; called on a thread of its own, so that listing goes on while a cluster starts.
+    options : Options
+        How to run.
+    """
+
+    def __init__(
+        self,
+        run_id: str,
+        plan: Plan,
+        code: tuple[str, ...],
+        state: RunState,
+        store: Store,
+        connect: Callable[[], Hands],
+        options: Options,
+    ) -> None:
+        self.run_id = run_id
+        self.plan = plan
+        self.code = code
+        self.store = store
+        self.options = options
+        self.coordinator = Coordinator(run_id, state, window=options.window)
+        self.inbox: queue.SimpleQueue[Stimulus | None] = queue.SimpleQueue()
+        self.writer: Writer | None = None
+        self.hands: Hands | None = None
+        self.connect = connect
+        self.ended: RunEnded | None = None
+        self.first_chunk: float | None = None
+        self.problem: BaseException | None = None
+        self._stopping = threading.Event()
+        self._idle_since: float | None = None
+
+    @property
+    def state(self) -> RunState:
+        """The run as it stands."""
+        return self.coordinator.state
+
+    # --- what others call ------------------------------------------------------------------------------------------------
+
+    def durable(self, count: int) -> None:
+        """Take the journal's word that so many entries are on disk."""
+        self.inbox.put(Durable(count))
+
+    def broke(self, error: BaseException) -> None:
+        """End the run because of an error outside the records' reach."""
+        self.problem = self.problem or error
+        arguments = error.args if isinstance(error, ParflowError) else (f"{type(error).__name__}: {error}",)
+        name = type(error).__name__ if isinstance(error, ParflowError) else "RunError"
+        self.inbox.put(Broke(name, tuple(a if isinstance(a, (int, float)) else str(a) for a in arguments)))
+
+    def give_up(self, error: BaseException) -> None:
+        """Leave the loop as it stands: the journal can't be written any more, so nothing may be decided."""
+        self.problem = error
+        self.inbox.put(None)
+
+    def stop(self, *, now: bool = False) -> None:
+        """Stop the run: at the next record, or at once."""
+        self.inbox.put(StopRequested(now))
+
+    # --- the loop --------------------------------------------------------------------------------------------------------
+
+    def run(self, writer: Writer) -> RunEnded:
+        """Execute until the coordinator says that nothing is left to do."""
+        self.writer = writer
+        self._spawn("connect", self._connect)
+        try:
+            self._obey(self.coordinator.start(self._adopted()))
+            while self.ended is None:
+                try:
+                    stimulus = self.inbox.get(timeout=TICK)
+                except queue.Empty:
+                    self._tick()
+                else:
+                    if stimulus is None:
+                        raise self.problem or RuntimeError("gave up")
+                    self._obey(self.coordinator.handle(stimulus))
+        finally:
+            self._stopping.set()
+            if self.hands is not None:
+                self.hands.close()
+        return self.ended
+
+    def _obey(self, instructions: list[Instruction]) -> None:
+        assert self.writer is not None
+        for instruction in instructions:
+            match instruction:
+                case Append(entry, _):
+                    self.writer.append(*encode(entry))
+                case Submit():
+                    self._submit(instruction)
+                case List(stage, skip):
+                    self._spawn("list", self._list, stage, skip)
+                case Yield(attempts):
+                    self._stopping.set()
+                    if self.hands is not None:
+                        self._spawn("stop", self.hands.stop, attempts)
+                case Publish(stage, output):
+                    self._spawn("publish", self._publish, stage, output)
+                case Finish(ended):
+                    self.ended = ended
+
+    def _spawn(self, name: str, act: Callable[..., None], *arguments: Any) -> None:
+        def guarded() -> None:
+            try:
+                act(*arguments)
+            except Exception as error:  # noqa: BLE001 - whatever it was, the run has to hear of it
+                self.broke(error)
+
+        threading.Thread(target=guarded, name=f"parflow-{name}", daemon=True).start()
+
+    def _tick(self) -> None:
+        """Look at the cluster now and then: a foreign one grows, shrinks and goes away."""
+        if self.hands is None or self.hands.sandbox is not None:
+            return
+        slots = self.hands.slots
+        if slots != self.coordinator.slots:
+            self._obey(self.coordinator.handle(SlotsChanged(slots)))
+        now = time.monotonic()
+        self._idle_since = None if slots else (self._idle_since or now)
+        if self._idle_since is not None and now - self._idle_since > NO_WORKERS_SECONDS:
+            self.broke(ClusterLostError(f"it has had no worker for {NO_WORKERS_SECONDS:g} s", self.run_id))
+
+    # --- acts ------------------------------------------------------------------------------------------------------------
+
+    def _connect(self) -> None:
+        hands = self.connect()
+        hands.check(self.store)
+        self.hands = hands
+        self.inbox.put(SlotsChanged(hands.slots))
+
+    def _adopted(self) -> Iterator[tuple[int, Any, Receipt]]:
+        """Offer what the store holds for pieces that the journal has pending (on a first run: nothing)."""
+        if any(stage.chunks for stage in self.state.stages):
+            yield from adoptable(self.store)
+
+    def _submit(self, submit: Submit) -> None:
+        assert self.hands is not None
+        stage, options = self.plan.stages[submit.stage], self.options
+        numbers = range(1 + len(stage.steps) + len(stage.outputs))
+        batch = Batch(
+            self.run_id,
+            submit.attempt,
+            submit.stage,
+            submit.jobs,
+            self.store.url,
+            self.code[submit.stage],
+            tuple(stage.label(number) for number in numbers),
+            stage.timeouts(options.timeout),
+            stage.memory(options.memory),
+            options.slice,
+            options.isolation,
+            stage.preload,
+            options.inline_bytes,
+        )
+        self.hands.submit(batch, lambda attempt, outcome: self._settled(attempt, submit.jobs, outcome))
+
+    def _settled(self, attempt: str, jobs: tuple[Job, ...], outcome: tuple[Receipt | None, ...] | BaseException) -> None:
+        if isinstance(outcome, ClusterLostError):
+            self.inbox.put(BatchLost(attempt, str(outcome.args[0])))
+            self.broke(ClusterLostError(outcome.args[0], self.run_id))
+        elif isinstance(outcome, BaseException):
+            self.inbox.put(BatchLost(attempt, f"{type(outcome).__name__}: {outcome}"))
+        else:
+            if self.first_chunk is None:
+                self.first_chunk = time.time()
+            self.inbox.put(BatchReturned(attempt, tuple(map(self._named, jobs, outcome))))
+
+    def _named(self, job: Job, receipt: Receipt | None) -> Receipt | None:
+        """Name the record that a dead child had in hand: the supervisor, which opens no user code, knows only its place."""
+        if receipt is None or receipt.status != "died" or receipt.failure is None or receipt.cursor is None:
+            return receipt
+        if not isinstance(job, ChunkJob) or receipt.failure.record:
+            return receipt
+        at = receipt.cursor
+        record = str(self.plan.stages[job.stage].source.record_id(job.chunk.parts[at.part], at.offset))
+        return replace(receipt, failure=replace(receipt.failure, record=record, chunk=job.chunk.index))
+
+    def _list(self, number: int, skip: int) -> None:
+        """Report a stage's input in blocks; what an earlier coordinator listed is compared and passed over."""
+        known = iter([*self.state.stages[number].chunks])
+        items: list[Chunk | Rejected] = []
+        since = time.monotonic()
+        for count, item in enumerate(self.plan.stages[number].source.chunks(self.store)):
+            if self._stopping.is_set():
+                return
+            if count < skip:
+                if isinstance(item, Chunk) and (old := next(known, None)) is not None and old.chunk.id != item.id:
+                    raise InputsChangedError(self.run_id, 1, item.parts[0].path)
+                continue
+            items.append(item)
+            if len(items) >= LIST_BLOCK or time.monotonic() - since > LIST_SECONDS:
+                self.inbox.put(Listed(_listing(number, items, last=False)))
+                items, since = [], time.monotonic()
+        self.inbox.put(Listed(_listing(number, items, last=True)))
+
+    def _publish(self, number: int, output: int) -> None:
+        files = self.state.stages[number].files(output)
+        manifest = self.plan.stages[number].outputs[output].body.publish(self.run_id, files)
+        self.inbox.put(SinkPublished(Published(number, output, manifest)))
+
+
+def _listing(stage: int, items: list[Chunk | Rejected], *, last: bool) -> ChunksListed:
+    chunks = tuple(item for item in items if isinstance(item, Chunk))
+    rejected = tuple(item for item in items if isinstance(item, Rejected))
+    return ChunksListed(stage, chunks, rejected, last)

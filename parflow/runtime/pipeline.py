@@ -1,0 +1,495 @@
+"""Run the records of a piece through a stage: the one primitive, "run ``[first, stop)`` and say how far you got".
+
+The same code runs in a child of the sandbox, in the worker's own thread (``isolation="inline"``) and in a plain Dask graph.
+Steps are compiled into nested closures that push each record on, so that the path of a record is a few calls and no
+allocation. The *marker* (eight 64-bit words, shared with whoever supervises) says which record is in hand.
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import reprlib
+import time
+import traceback
+from collections.abc import Callable, MutableSequence, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from parflow.core.plan import Output, Stage, Step
+from parflow.core.reducers import Reducer
+from parflow.errors import CodeError, RecordMemoryError, StoreError
+from parflow.model import (
+    Cause,
+    Chunk,
+    ChunkJob,
+    Cursor,
+    Failure,
+    MergeJob,
+    Piece,
+    Receipt,
+    Ref,
+    SinkFile,
+    Tally,
+    make_ref,
+)
+
+STOP, JOB, ORDINAL, PART, OFFSET, STEP, CALL = range(7)
+"""Words of the marker: please stop; number of the job in hand (from 1); the record's place; step in hand; calls begun."""
+WORDS = 8
+
+PREVIEW = 200
+TRACEBACKS = 100
+
+Marker = MutableSequence[int]
+Push = Callable[[Any], None]
+PushMany = Callable[[list[Any]], None]
+Fail = Callable[[int, BaseException, Any], None]
+Timeouts = Sequence[float | None]
+
+
+class OutOfMemory(BaseException):
+    """The record in hand ran out of memory.
+
+    What the piece made so far may hold half of it. Not an Exception: no step swallows it.
+    """
+
+
+class Broken(BaseException):
+    """The step can't run at all, whatever the record."""
+
+    def __init__(self, step: str, error: BaseException) -> None:
+        super().__init__(step, error)
+        self.step = step
+        self.error = error
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a job runs in: the store for results, names for what it writes, and the marker."""
+
+    run_id: str
+    attempt: str
+    store: Any
+    marker: Marker
+    inline_bytes: int
+
+    def named(self, suffix: object) -> Context:
+        """Return the same context with a name of its own for what is written."""
+        return replace(self, attempt=f"{self.attempt}-{suffix}")
+
+
+# --- failures --------------------------------------------------------------------------------------------------------
+
+
+def describe(error: BaseException, **known: Any) -> Failure:
+    """Turn an exception into a plain record, where it happened, before anything is pickled."""
+    kinds = [kind for kind in type(error).__mro__ if kind is not object]
+    try:
+        message = str(error)
+    except Exception:  # noqa: BLE001 - a stranger's __str__ may raise anything
+        message = "(the error has no message: its __str__ raised)"
+    return Failure(
+        error=type(error).__qualname__,
+        message=message[:2000],
+        bases=tuple(f"{kind.__module__}.{kind.__qualname__}" for kind in kinds),
+        **known,
+    )
+
+
+def preview(record: Any) -> str:
+    """Show the beginning of a record, at little cost whatever its size."""
+    try:
+        text = repr(record[:PREVIEW]) if isinstance(record, (str, bytes)) else reprlib.repr(record)
+    except Exception:  # noqa: BLE001 - a stranger's __repr__ may raise anything
+        text = f"<{type(record).__qualname__}, whose repr raises>"
+    return text[: 2 * PREVIEW]
+
+
+def _trace(error: BaseException) -> str:
+    """Format a traceback without parflow's own frames at its top: the user's lines come first."""
+    tb = error.__traceback__
+    while tb is not None and tb.tb_frame.f_globals.get("__name__", "").startswith("parflow."):
+        tb = tb.tb_next
+    return "".join(traceback.format_exception(type(error), error, tb))[-4000:]
+
+
+class DeadLetters:
+    """The records of one piece that failed."""
+
+    def __init__(self, stage: Stage, chunk: Chunk, marker: Marker) -> None:
+        self.items: list[Failure] = []
+        self.stage = stage
+        self.chunk = chunk
+        self.marker = marker
+
+    def in_hand(self) -> Cursor:
+        """Return the place of the record in hand."""
+        return Cursor(self.marker[ORDINAL], self.marker[PART], self.marker[OFFSET])
+
+    def name(self, at: Cursor) -> str:
+        """Name the record at a place, for a person."""
+        return str(self.stage.source.record_id(self.chunk.parts[at.part], at.offset))
+
+    def add(self, step: int, error: BaseException, record: Any, cause: Cause = "exception", at: Cursor | None = None) -> None:
+        """Set the record in hand aside; out of memory, give the whole piece up."""
+        if isinstance(error, MemoryError):
+            raise OutOfMemory from error
+        trace = _trace(error) if cause == "exception" and len(self.items) < TRACEBACKS else ""
+        self.items.append(self.describe(step, error, cause, trace, record, at or self.in_hand()))
+
+    def describe(self, step: int, error: BaseException, cause: Cause, trace: str, record: Any, at: Cursor) -> Failure:
+        """Make the dead letter of the record at a place."""
+        return describe(
+            error,
+            record=self.name(at),
+            step=self.stage.label(step),
+            cause=cause,
+            traceback=trace,
+            preview="" if record is None else preview(record),
+            chunk=self.chunk.index,
+            ordinal=at.ordinal,
+        )
+
+
+# --- steps, compiled into closures -------------------------------------------------------------------------------------
+
+
+def _each(push: Push) -> PushMany:
+    def push_each(records: list[Any]) -> None:
+        for record in records:
+            push(record)
+
+    return push_each
+
+
+def _fan_out(consumers: list[tuple[Push, PushMany]]) -> tuple[Push, PushMany]:
+    if len(consumers) == 1:
+        return consumers[0]
+
+    def push_all(record: Any) -> None:
+        for push, _ in consumers:
+            push(record)
+
+    return push_all, _each(push_all)
+
+
+def _timed(function: Callable[[Any], Any], marker: Marker) -> Callable[[Any], Any]:
+    """Count the calls of a function that has a timeout, so that its supervisor can tell one call from the next."""
+
+    def call(record: Any) -> Any:
+        marker[CALL] += 1
+        return function(record)
+
+    return call
+
+
+def _step(step: Step, number: int, marker: Marker, fail: Fail, onward: tuple[Push, PushMany], timed: bool) -> Push:
+    function = _timed(step.task.function, marker) if timed else step.task.function
+    push, push_many = onward
+
+    def push_map(record: Any) -> None:
+        marker[STEP] = number
+        try:
+            made = function(record)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - user code may raise anything
+            fail(number, error, record)
+        else:
+            push(made)
+
+    def push_filter(record: Any) -> None:
+        marker[STEP] = number
+        try:
+            keep = bool(function(record))
+        except (Exception, SystemExit) as error:  # noqa: BLE001
+            fail(number, error, record)
+        else:
+            if keep:
+                push(record)
+
+    def push_flat_map(record: Any) -> None:
+        marker[STEP] = number
+        try:
+            made = list(function(record))
+        except (Exception, SystemExit) as error:  # noqa: BLE001
+            fail(number, error, record)
+        else:
+            push_many(made)
+
+    return {"map": push_map, "filter": push_filter, "flat_map": push_flat_map}[step.kind]
+
+
+class _Reduction:
+    """The partial state of one reduction over a piece."""
+
+    def __init__(self, output: Output, number: int, context: Context, fail: Fail) -> None:
+        self.output = output
+        self.context = context
+        reducer, marker = output.body, context.marker
+        state = reducer.initial()
+        step, extend = reducer.step, reducer.extend
+
+        def push(record: Any) -> None:
+            nonlocal state
+            marker[STEP] = number
+            try:
+                state = step(state, record)
+            except (Exception, SystemExit) as error:  # noqa: BLE001
+                fail(number, error, record)
+
+        def push_many(records: list[Any]) -> None:
+            nonlocal state
+            marker[STEP] = number
+            try:
+                state = extend(state, records)
+            except (Exception, SystemExit):  # noqa: BLE001 - extend takes all or nothing: find the bad ones
+                for record in records:
+                    push(record)
+
+        in_bulk = type(reducer).extend is not Reducer.extend
+        self.door = (push, push_many if in_bulk else _each(push))
+        self.state = lambda: state
+
+    def abort(self) -> None:
+        """Nothing is written before it is complete."""
+
+    def close(self) -> tuple[Ref | None, SinkFile | None]:
+        return _keep(self.output.name, self.output.body.seal(self.state()), self.context), None
+
+
+class _Collection:
+    """The records of a piece, pickled one by one, so that a record that can't be is the one in hand."""
+
+    def __init__(self, number: int, context: Context, fail: Fail) -> None:
+        self.context = context
+        self.out: list[bytes] = []
+
+        def push(record: Any) -> None:
+            context.marker[STEP] = number
+            try:
+                self.out.append(pickle.dumps(record, protocol=5))
+            except (Exception, SystemExit) as error:  # noqa: BLE001
+                fail(number, error, record)
+
+        self.door = (push, _each(push))
+
+    def close(self) -> tuple[Ref | None, SinkFile | None]:
+        return _put(b"".join(self.out), self.context), None
+
+    def abort(self) -> None:
+        """Nothing is written before it is complete."""
+
+
+class _Writing:
+    """One staged file of a sink."""
+
+    def __init__(self, output: Output, number: int, index: int, context: Context, letters: DeadLetters) -> None:
+        self.index = index
+        marker = context.marker
+
+        def late(tag: Cursor, record: Any, error: BaseException) -> None:
+            """Set aside a record that the writer refused after it had buffered it."""
+            letters.add(number, error, record, at=tag)
+
+        self.writer = output.body.open(context.run_id, context.attempt, late)
+        write = self.writer.write
+
+        def push(record: Any) -> None:
+            marker[STEP] = number
+            try:
+                write(record, letters.in_hand())
+            except OSError as error:  # the disk, not the record
+                raise Broken(output.name, error) from error
+            except (Exception, SystemExit) as error:  # noqa: BLE001
+                letters.add(number, error, record)
+
+        self.door = (push, _each(push))
+
+    def close(self) -> tuple[Ref | None, SinkFile | None]:
+        done = self.writer.close()
+        return None, SinkFile(self.index, *done) if done else None
+
+    def abort(self) -> None:
+        self.writer.abort()
+
+
+def _put(data: bytes, context: Context) -> Ref:
+    return make_ref(data, lambda body: str(context.store.put(f"results/{context.attempt}.pkl", body)), context.inline_bytes)
+
+
+def _keep(step: str, value: Any, context: Context) -> Ref:
+    try:
+        data = pickle.dumps(value, protocol=5)
+    except Exception as error:
+        raise Broken(step, CodeError(step, f"its result can't be pickled: {error}")) from error
+    return _put(data, context)
+
+
+# --- running -----------------------------------------------------------------------------------------------------------
+
+
+def _compile(stage: Stage, context: Context, letters: DeadLetters, timeouts: Timeouts) -> tuple[Push, list[Any]]:
+    """Build the closures from the outputs back to the source; returns the first one and the outputs."""
+    consumers: dict[int, list[tuple[Push, PushMany]]] = {}
+    doors: list[Any] = []
+    for index, output in enumerate(stage.outputs):
+        number = 1 + len(stage.steps) + index
+        own = context.named(index)
+        if output.kind == "reduce":
+            door: Any = _Reduction(output, number, own, letters.add)
+        elif output.kind == "collect":
+            door = _Collection(number, own, letters.add)
+        else:
+            door = _Writing(output, number, index, own, letters)
+        doors.append(door)
+        consumers.setdefault(output.parent, []).append(door.door)
+    for index in reversed(range(len(stage.steps))):
+        step = stage.steps[index]
+        push = _step(step, index + 1, context.marker, letters.add, _fan_out(consumers[index]), timeouts[index + 1] is not None)
+        consumers.setdefault(step.parent, []).append((push, _each(push)))
+    return _fan_out(consumers[-1])[0], doors
+
+
+def _read(stage: Stage, chunk: Chunk, piece: Piece, context: Context, letters: DeadLetters, push: Push) -> tuple[bool, Cursor]:
+    """Push the piece's records, one after the other; returns whether it ended early, and where."""
+    source, marker = stage.source, context.marker
+    decode = source.decode if source.decodes else None
+    ordinal, first = piece.start.ordinal, piece.first
+    stop = piece.stop if piece.stop is not None else 2**62
+    for number in range(piece.start.part, len(chunk.parts)):
+        part = chunk.parts[number]
+        offset = max(part.start, piece.start.offset) if number == piece.start.part else part.start
+        marker[PART], marker[OFFSET] = number, offset
+        try:
+            for offset, raw in source.read(part, offset, context.store):  # noqa: B020 - where it is now
+                if ordinal >= stop:
+                    return False, Cursor(ordinal, number, offset)
+                if ordinal < first:
+                    ordinal += 1
+                    continue
+                if marker[STOP]:
+                    return True, Cursor(ordinal, number, offset)
+                marker[OFFSET] = offset
+                marker[ORDINAL] = ordinal
+                if decode is None:
+                    push(raw)
+                else:
+                    try:
+                        record = decode(raw)
+                    except Exception as error:  # noqa: BLE001 - whatever a decoder raises, it's this record's
+                        letters.add(0, error, raw, "input")
+                    else:
+                        push(record)
+                marker[STEP] = 0
+                ordinal += 1
+        except StoreError as error:  # parflow's own object is damaged: no record's fault
+            raise Broken("read", error) from error
+        except Exception as error:  # noqa: BLE001 - the rest of this part can't be read: one dead letter for it
+            if first <= ordinal < stop:
+                marker[ORDINAL] = ordinal
+                letters.add(0, error, part.path, "input")
+            ordinal += 1
+        if ordinal >= stop:
+            break
+    return False, Cursor(ordinal, len(chunk.parts), 0)
+
+
+def _bytes(chunk: Chunk, start: Cursor, end: Cursor) -> int:
+    """Return the input bytes between two places of a chunk (for compressed files, an estimate)."""
+
+    def position(at: Cursor) -> int:
+        lengths = [(part.size if part.stop is None else part.stop) - part.start for part in chunk.parts]
+        inside = 0
+        if at.part < len(lengths):
+            inside = min(max(0, at.offset - chunk.parts[at.part].start), lengths[at.part])
+        return sum(lengths[: at.part]) + inside
+
+    return max(0, position(end) - position(start))
+
+
+def run_piece(stage: Stage, job: ChunkJob, context: Context, timeouts: Timeouts) -> Receipt:
+    """Run a piece of a chunk and commit what it made.
+
+    Parameters
+    ----------
+    stage : Stage
+        The pipeline.
+    job : ChunkJob
+        Which records of which chunk.
+    context : Context
+        Store, names and marker.
+    timeouts : sequence of float or None
+        Seconds that one call of each numbered step may take; whoever watches the marker enforces them.
+
+    Returns
+    -------
+    Receipt
+        ``done``; ``stopped`` at a cursor because the marker asked for it; or ``died`` at a record that ran out of memory.
+
+    Raises
+    ------
+    Broken
+        When the stage can't run whatever the record.
+    """
+    piece, chunk, marker = job.piece, job.chunk, context.marker
+    started, clock = time.time(), time.perf_counter()
+    marker[PART], marker[OFFSET], marker[STEP], marker[ORDINAL] = piece.start.part, piece.start.offset, 0, piece.first
+    source = copy.copy(stage.source)  # threads of a worker share the stage; each piece counts its own encodings
+    source.encodings = {}
+    stage = replace(stage, source=source)
+    letters = DeadLetters(stage, chunk, marker)
+    push, doors = _compile(stage, context, letters, timeouts)
+    results: list[Ref | None] = []
+    files: list[SinkFile] = []
+    try:
+        early, end = _read(stage, chunk, piece, context, letters, push)
+        for door in doors:
+            result, file = door.close()
+            results.append(result)
+            files += [file] if file else []
+    except BaseException as error:
+        for door in doors:
+            door.abort()
+        if not isinstance(error, OutOfMemory):
+            raise
+        at = letters.in_hand()
+        failure = letters.describe(marker[STEP], RecordMemoryError(), "memory", _trace(error.__cause__ or error), None, at)
+        return Receipt("died", cursor=at, failure=failure, tally=Tally(seconds=time.perf_counter() - clock), started=started)
+    return Receipt(
+        "stopped" if early else "done",
+        cursor=end if early else None,
+        results=tuple(results),
+        files=tuple(files),
+        failures=_keep("failures", letters.items, context.named("failures")) if letters.items else None,
+        failure=letters.items[0] if letters.items else None,
+        tally=Tally(
+            end.ordinal - piece.first, len(letters.items), _bytes(chunk, piece.start, end), time.perf_counter() - clock
+        ),
+        encodings=source.encodings,
+        started=started,
+    )
+
+
+def run_merge(stage: Stage, job: MergeJob, context: Context) -> Receipt:
+    """Merge partial results, in the order given; the last merge of a reduction also finishes it.
+
+    Raises
+    ------
+    Broken
+        When the reducer's own code raises: a merge has no record to set aside.
+    """
+    started, clock = time.time(), time.perf_counter()
+    output = stage.outputs[job.output]
+    reducer = output.body
+    try:
+        state = None
+        for number, ref in enumerate(job.inputs):
+            partial = pickle.loads(context.store.get_checked(ref))
+            state = partial if number == 0 else reducer.merge(state, partial)
+        if not job.inputs:
+            state = reducer.initial()
+        value = reducer.finish(state) if job.last else reducer.seal(state)
+    except Exception as error:
+        raise Broken(output.name, error) from error
+    result = _keep(output.name, value, context)
+    return Receipt("done", results=(result,), tally=Tally(seconds=time.perf_counter() - clock), started=started)

@@ -1,0 +1,367 @@
+"""User code in child processes, supervised by a worker's threads.
+
+One sandbox belongs to one Dask worker. A thread that runs a batch takes a child, hands it the batch, and watches: receipts
+on a socket, the record in hand in shared memory. A child that crashes, hangs or outgrows its memory costs that record; the
+batch goes on in the next child, a few milliseconds later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import mmap
+import os
+import pickle
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from array import array
+from dataclasses import replace
+from typing import Any
+
+from parflow.errors import ParflowError, RecordCrashedError, RecordMemoryError, RecordTimeoutError
+from parflow.model import ChunkJob, Cursor, Receipt, Tally
+from parflow.runtime.child import MARKER_BYTES, START, receive, send
+from parflow.runtime.pipeline import JOB, OFFSET, ORDINAL, PART, STEP, STOP, WORDS, describe
+from parflow.runtime.worker import Batch, Opened, run_jobs
+
+POLL = 0.05
+"""Seconds between two looks at a child's marker and memory."""
+LOG_BYTES = 4 << 20
+"""What a child may print before the beginning is thrown away (bytes)."""
+CALL_WORD = 6
+
+_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "ARROW_NUM_THREADS")
+
+
+class ForkServer:
+    """A clean process that forks children: it has the needed modules and none of the worker's threads."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.process: subprocess.Popen[bytes] | None = None
+        self.sock: socket.socket | None = None
+        self.imported: set[str] = set()
+
+    def _start(self) -> socket.socket:
+        if self.process is not None and self.process.poll() is None and self.sock is not None:
+            return self.sock
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        path = json.dumps([entry or os.getcwd() for entry in sys.path])
+        environment = {**dict.fromkeys(_ONE_THREAD, "1"), **os.environ}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", START, str(theirs.fileno()), path],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            env=environment,
+            start_new_session=True,  # a Ctrl-C at the terminal is the coordinator's to handle
+        )
+        theirs.close()
+        self.sock, self.imported = ours, set()
+        return ours
+
+    def ask(self, message: dict[str, Any], fds: tuple[int, ...] = ()) -> int:
+        """Send a message and return the answer; a server that died is started anew, once."""
+        with self.lock:
+            for again in (True, False):
+                sock = self._start()
+                try:
+                    socket.send_fds(sock, [json.dumps(message).encode()], fds)
+                    answer = sock.recv(1 << 16)
+                except OSError:
+                    answer = b""
+                if answer:
+                    return int(json.loads(answer))
+                self._stop()
+                if message["do"] == "wait" or not again:
+                    break
+        if message["do"] == "wait":
+            return -int(signal.SIGKILL)  # it died with its server
+        raise ParflowError("the sandbox's fork server ended twice as it started; see what it printed above")
+
+    def load(self, modules: tuple[str, ...]) -> None:
+        """Import modules before children are forked, each once."""
+        missing = [name for name in modules if name not in self.imported]
+        if missing:
+            self.ask({"do": "import", "modules": missing})
+            self.imported.update(missing)
+
+    def _stop(self) -> None:
+        if self.sock is not None:
+            self.sock.close()
+            self.sock = None
+        if self.process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(2)
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def close(self) -> None:
+        """End the server, and with it every child that is left."""
+        with self.lock:
+            self._stop()
+
+
+class Child:
+    """One child process, its socket, its marker and what it printed."""
+
+    def __init__(self, server: ForkServer, memory: int | None) -> None:
+        self.server = server
+        self.memory = memory
+        self.used = False
+        self.sock, theirs = socket.socketpair()
+        shared = os.memfd_create("parflow-marker")
+        os.ftruncate(shared, MARKER_BYTES)
+        name = tempfile.mkstemp(prefix="parflow-child-")
+        os.close(name[0])
+        self.log = os.open(name[1], os.O_RDWR | os.O_APPEND)
+        os.unlink(name[1])
+        self.marker = memoryview(mmap.mmap(shared, MARKER_BYTES)).cast("Q")
+        try:
+            self.pid = server.ask({"do": "fork", "memory": memory}, (theirs.fileno(), shared, self.log))
+        finally:
+            theirs.close()
+            os.close(shared)
+
+    def resident(self) -> int:
+        """Return the bytes of memory that the child holds now, 0 when it is gone."""
+        try:
+            with open(f"/proc/{self.pid}/statm") as statm:
+                fields = statm.read().split()
+        except OSError:
+            return 0
+        return (int(fields[1]) - int(fields[2])) * mmap.PAGESIZE
+
+    def tail(self, size: int = 3000) -> str:
+        """Return the end of what the child printed."""
+        end = os.fstat(self.log).st_size
+        return os.pread(self.log, size, max(0, end - size)).decode("utf-8", "replace")
+
+    def trim(self) -> None:
+        """Throw away what a flooding child printed."""
+        if os.fstat(self.log).st_size > LOG_BYTES:
+            os.ftruncate(self.log, 0)
+
+    def end(self) -> int:
+        """Kill the child, whatever it does; returns its exit code, negative for a signal."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+        code = self.server.ask({"do": "wait", "pid": self.pid})
+        self.sock.close()
+        os.close(self.log)
+        return code
+
+
+class Sandbox:
+    """The children of one worker.
+
+    Examples
+    --------
+    >>> sandbox = Sandbox()
+    >>> sandbox.close()
+    """
+
+    def __init__(self) -> None:
+        self.server = ForkServer()
+        self.lock = threading.Lock()
+        self.idle: list[Child] = []
+        self.busy: dict[int, Child] = {}
+        self.stopped: set[str] = set()
+        self.markers: dict[str, Any] = {}
+        self.opened = Opened()
+        self.closed = False
+
+    # --- children ------------------------------------------------------------------------------------------------------
+
+    def warm(self, children: int, preload: tuple[str, ...], memory: int | None) -> None:
+        """Import and fork ahead of the first batch."""
+        self.server.load(preload)
+        ready = [self._take(memory, fresh=True) for _ in range(children)]
+        for child in ready:
+            self._give(child)
+
+    def _take(self, memory: int | None, *, fresh: bool) -> Child:
+        with self.lock:
+            if self.closed:
+                raise ParflowError("the sandbox is closed")
+            for child in self.idle:
+                if child.memory == memory and not (fresh and child.used):
+                    self.idle.remove(child)
+                    self.busy[child.pid] = child
+                    return child
+        child = Child(self.server, memory)
+        with self.lock:
+            self.busy[child.pid] = child
+        return child
+
+    def _give(self, child: Child) -> None:
+        with self.lock:
+            self.busy.pop(child.pid, None)
+            if not self.closed:
+                self.idle.append(child)
+                return
+        child.end()
+
+    def _drop(self, child: Child) -> int:
+        with self.lock:
+            self.busy.pop(child.pid, None)
+        return child.end()
+
+    def close(self) -> None:
+        """Kill every child at once."""
+        with self.lock:
+            self.closed = True
+            children, self.idle = [*self.idle, *self.busy.values()], []
+        for child in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child.pid, signal.SIGKILL)
+        self.server.close()
+
+    # --- batches -------------------------------------------------------------------------------------------------------
+
+    def stop(self, attempts: tuple[str, ...]) -> None:
+        """Ask batches to come back at their next record; those that have not begun won't."""
+        with self.lock:
+            self.stopped.update(attempts)
+            markers = [self.markers[attempt] for attempt in attempts if attempt in self.markers]
+        for marker in markers:
+            marker[STOP] = 1
+
+    def run(self, batch: Batch, slot: str) -> tuple[Receipt | None, ...]:
+        """Run a batch to its end, its time slice, or until it is asked to stop.
+
+        Returns
+        -------
+        tuple of Receipt or None
+            One for each job; None for a job that was not begun.
+        """
+        receipts: list[Receipt | None] = [None] * len(batch.jobs)
+        began = time.monotonic()
+        if batch.isolation == "inline":
+            self._inline(batch, receipts)
+        else:
+            self.server.load(batch.preload)
+            number, barren = 0, 0
+            while number < len(batch.jobs) and barren < 2:
+                if batch.attempt in self.stopped or (number and time.monotonic() - began > batch.slice):
+                    break
+                before = number
+                number = self._isolated(batch, number, receipts, began)
+                barren = barren + 1 if number == before else 0
+                last = receipts[number - 1] if number else None
+                if last is not None and last.status == "broken":
+                    break
+            if barren == 2:
+                receipts[number] = _unloadable(batch)
+        with self.lock:
+            self.markers.pop(batch.attempt, None)
+        return tuple(None if receipt is None else _placed(receipt, slot) for receipt in receipts)
+
+    def _inline(self, batch: Batch, receipts: list[Receipt | None]) -> None:
+        marker = array("Q", bytes(8 * WORDS))
+        self._watchable(batch, marker)
+        timer = threading.Timer(batch.slice, marker.__setitem__, (STOP, 1))
+        timer.daemon = True
+        timer.start()
+        try:
+            for number, receipt in run_jobs(batch, 0, self.opened, marker):
+                receipts[number] = receipt
+        finally:
+            timer.cancel()
+
+    def _watchable(self, batch: Batch, marker: Any) -> None:
+        with self.lock:
+            self.markers[batch.attempt] = marker
+            if batch.attempt in self.stopped:
+                marker[STOP] = 1
+
+    def _isolated(self, batch: Batch, first: int, receipts: list[Receipt | None], began: float) -> int:
+        """Give the jobs from ``first`` on to one child; returns the number of the job after the last that it answered."""
+        job = batch.jobs[first]
+        child = self._take(batch.memory, fresh=isinstance(job, ChunkJob) and job.piece.alone)
+        child.used = True
+        child.marker[JOB], child.marker[STOP], child.marker[CALL_WORD] = 0, 0, 0
+        self._watchable(batch, child.marker)
+        death: tuple[str, ParflowError] | None
+        try:
+            send(child.sock, pickle.dumps((batch, first), protocol=5))
+            death = self._watch(child, batch, receipts, began)
+        except (ConnectionError, BrokenPipeError):
+            death = ("crash", RecordCrashedError("it closed its connection"))
+        answered = max((n + 1 for n, receipt in enumerate(receipts) if receipt is not None), default=first)
+        if death is not None:
+            at = child.marker[JOB] - 1
+            receipt = _obituary(child, batch, *death, self._drop) if at >= answered else None
+            if receipt is None:
+                self._drop(child)
+                return answered
+            receipts[at] = receipt
+            return at + 1
+        last = receipts[answered - 1] if answered else None
+        if (last is not None and last.status == "died") or (batch.memory and child.resident() > 0.8 * batch.memory):
+            self._drop(child)
+        else:
+            self._give(child)
+        return answered if batch.attempt not in self.stopped and child.marker[STOP] == 0 else len(batch.jobs)
+
+    def _watch(
+        self, child: Child, batch: Batch, receipts: list[Receipt | None], began: float
+    ) -> tuple[str, ParflowError] | None:
+        """Follow a child until it has answered the batch (None) or has to be ended (cause and error)."""
+        limits = [limit for limit in batch.timeouts if limit]
+        poll = min([POLL, *(limit / 4 for limit in limits)])
+        ready = select.poll()
+        ready.register(child.sock, select.POLLIN | select.POLLHUP)
+        marker, seen, since = child.marker, (0, 0, 0, 0), time.monotonic()
+        base = child.resident()
+        while True:
+            if ready.poll(int(poll * 1000) or 1):
+                message = receive(child.sock)
+                if message is None:
+                    return ("crash", RecordCrashedError("it closed its connection"))
+                answer = pickle.loads(message)
+                if answer is None:
+                    return None
+                receipts[answer[0]] = answer[1]
+                continue
+            now = time.monotonic()
+            if now - began > batch.slice:
+                marker[STOP] = 1
+            if limits:
+                hand = (marker[JOB], marker[ORDINAL], marker[CALL_WORD], marker[STEP])
+                limit = batch.timeouts[hand[3]] if hand[3] < len(batch.timeouts) else None
+                if hand != seen:
+                    seen, since = hand, now
+                elif limit and now - since > limit:
+                    return ("timeout", RecordTimeoutError(limit))
+            if batch.memory and child.resident() - base > batch.memory:
+                return ("memory", RecordMemoryError())
+            child.trim()
+
+
+def _obituary(child: Child, batch: Batch, cause: Any, error: ParflowError, drop: Any) -> Receipt:
+    """Say what became of the job that a child had in hand when it ended. The record's name is the coordinator's to add."""
+    marker = child.marker
+    at, step = Cursor(marker[ORDINAL], marker[PART], marker[OFFSET]), marker[STEP]
+    trace = child.tail()
+    code = drop(child)
+    if cause == "crash" and code != -signal.SIGKILL:
+        error = RecordCrashedError(f"exit code {code}" if code >= 0 else f"signal {-code} ({signal.Signals(-code).name})")
+    label = batch.labels[step] if step < len(batch.labels) else "?"
+    failure = describe(error, record="", step=label, cause=cause, traceback=trace, ordinal=at.ordinal)
+    return Receipt("died", cursor=at, failure=failure, tally=Tally())
+
+
+def _unloadable(batch: Batch) -> Receipt:
+    error = RecordCrashedError("twice, while it loaded the step's code or opened its input")
+    return Receipt("broken", failure=describe(error, record="", step=batch.labels[0], cause="crash"))
+
+
+def _placed(receipt: Receipt, slot: str) -> Receipt:
+    return replace(receipt, slot=slot)

@@ -1,0 +1,1 @@
+"""What remembers: sources, sinks, the store and the journal."""

@@ -1,0 +1,10 @@
+"""Where records come from: one module a format lists inputs, reads a part from an offset and names each record."""
+
+from __future__ import annotations
+
+from parflow.storage.sources.base import BadRecord
+from parflow.storage.sources.documents import Document, FilesSource
+from parflow.storage.sources.items import ItemsSource
+from parflow.storage.sources.lines import JSONLinesSource, LinesSource
+
+__all__ = ["BadRecord", "Document", "FilesSource", "ItemsSource", "JSONLinesSource", "LinesSource"]

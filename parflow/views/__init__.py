@@ -1,0 +1,1 @@
+"""What shows: history turned into numbers, text and pages."""
