@@ -26,7 +26,7 @@ lint: $(VENV)/.test $(VENV)/.lint
 	$(VENV)/bin/mypy
 
 docs: $(VENV)/.docs
-	$(VENV)/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 	@echo "docs: build/site/index.html"
 
 clean:

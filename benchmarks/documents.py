@@ -40,7 +40,7 @@ def dask(files: list[str], out: str) -> dict[str, Any]:
     """A future a file on a local cluster of processes, merged as they come; bag and delayed on it are no faster."""
     from distributed import Client, as_completed
 
-    client = Client(n_workers=WORKERS, threads_per_worker=1, dashboard_address=None)
+    client = Client(n_workers=WORKERS, threads_per_worker=1, dashboard_address=None, silence_logs=40)
     futures = client.map(job.process_file, files, out=out, pure=False)
     return job.finish(functools.reduce(job.merge, (totals for _, totals in as_completed(futures, with_results=True))))
 

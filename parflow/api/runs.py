@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import pickle
 import secrets
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import parflow.errors
 from parflow.core.history import STATUS_KINDS, Owned, RunStarted, RunState, decode, encode, fold
-from parflow.core.plan import Plan, Stage
+from parflow.core.plan import Plan
 from parflow.core.policies import Tolerance
-from parflow.errors import CodeChangedError, CodeError, InputsChangedError, ParflowError, RunError, UsageError
+from parflow.errors import CodeChangedError, InputsChangedError, ParflowError, RunError, UsageError
 from parflow.model import Chunk, Failure, Ref, digest, nbytes, seconds
 from parflow.runtime.executor import Executor, Options
 from parflow.runtime.session import SESSIONS
@@ -194,6 +192,12 @@ class Run:
         if presses:
             raise KeyboardInterrupt
         return self
+
+    def alive(self, seconds: float = 0.0) -> bool:
+        """Wait for at most so long; tell whether the run is still under way in this process."""
+        if self._thread is not None:
+            self._thread.join(seconds)
+        return self._thread is not None and self._thread.is_alive()
 
     def stop(self, *, now: bool = False) -> None:
         """Stop the run: at the next record of what is in flight, or (``now``) at once."""
@@ -479,45 +483,11 @@ def _versions() -> dict[str, str]:
 
 def _keep_code(store: Store, plan: Plan, shape: Any) -> tuple[tuple[str, ...], str]:
     """Pickle the user's code into the store: a key for each stage, and one for the plan as a whole."""
-    import cloudpickle
+    from parflow.runtime.code import dumps, pack
 
-    keys = []
-    for stage in plan.stages:
-        try:
-            data = cloudpickle.dumps(stage, protocol=5)
-        except Exception as error:
-            raise _unpicklable(stage, error) from error
-        keys.append(store.put(f"code/{digest(data)}.pkl", data))
-    return tuple(keys), store.put("code/plan.pkl", cloudpickle.dumps((plan, shape), protocol=5))
-
-
-def _unpicklable(stage: Stage, error: BaseException) -> CodeError:
-    """Name the step, and what it holds, that can't be pickled."""
-    import cloudpickle
-
-    def fails(thing: Any) -> bool:
-        try:
-            cloudpickle.dumps(thing)
-        except Exception:  # noqa: BLE001 - any refusal is one
-            return True
-        return False
-
-    for step in stage.steps:
-        function = step.task.function
-        if fails(function):
-            code = getattr(function, "__code__", None)
-            held: dict[str, Any] = {}
-            if code is not None:
-                cells = zip(code.co_freevars, function.__closure__ or (), strict=False)
-                held = {name: cell.cell_contents for name, cell in cells}
-                held |= {name: function.__globals__[name] for name in code.co_names if name in function.__globals__}
-            culprits = [f"{name!r} ({type(thing).__name__})" for name, thing in held.items() if fails(thing)]
-            what = f"it uses {', '.join(culprits)}, which can't travel to another process" if culprits else str(error)
-            return CodeError(step.task.name, f"{what}. Make it inside the function, or in a class whose object is built there.")
-    for output in stage.outputs:
-        if fails(output.body):
-            return CodeError(output.name, f"it can't travel to another process: {error}")
-    return CodeError(stage.name, str(error))
+    packed = [pack(stage) for stage in plan.stages]
+    keys = tuple(store.put(f"code/{digest(data)}.pkl", data) for data in packed)
+    return keys, store.put("code/plan.pkl", dumps((plan, shape)))
 
 
 def _check_code(run_id: str, state: RunState, plan: Plan, *, given: bool) -> None:
@@ -560,52 +530,4 @@ def _check_inputs(run_id: str, state: RunState) -> None:
         raise InputsChangedError(run_id, len(changed), changed[0])
 
 
-def load_flow(target: str) -> Any:
-    """Find a workflow by ``file.py``, ``file.py:name`` or ``module:name``.
-
-    Raises
-    ------
-    UsageError
-        When there's no such file or name, or when a file has several workflows and none was named.
-    """
-    import cloudpickle
-
-    from parflow.api.tasks import Workflow
-
-    place, _, name = target.rpartition(":") if ":" in target else (target, "", "")
-    if place.endswith(".py"):
-        if not os.path.isfile(place):
-            raise UsageError(f"there is no file {place!r}")
-        module_name = os.path.splitext(os.path.basename(place))[0]
-        folder = os.path.dirname(os.path.abspath(place))
-        if folder not in sys.path:
-            sys.path.insert(0, folder)
-        spec = importlib.util.spec_from_file_location(module_name, place)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[module_name] = module
-        spec.loader.exec_module(module)
-    else:
-        sys.path.insert(0, os.getcwd())
-        try:
-            module = importlib.import_module(place)
-        except ImportError as error:
-            raise UsageError(f"can't import {place!r}: {error}; write file.py, file.py:name or module:name") from error
-    cloudpickle.register_pickle_by_value(module)  # workers need not have the flow's own file
-    flows = {key: value for key, value in vars(module).items() if isinstance(value, Workflow)}
-    if name:
-        if name not in flows:
-            raise UsageError(f"{place} has no workflow {name!r}; it has {', '.join(flows) or 'none'}")
-        return flows[name]
-    if len(flows) != 1:
-        raise UsageError(f"{place} has {len(flows)} workflows ({', '.join(flows) or 'none'}); name one: {place}:NAME")
-    return next(iter(flows.values()))
-
-
-def count_causes(failures: Iterable[Failure]) -> list[tuple[tuple[str, str, str], int]]:
-    """Group dead letters by step, error and message, most frequent first."""
-    return Counter((failure.step, failure.error, failure.message) for failure in failures).most_common()
-
-
-__all__ = ["ParflowError", "Records", "Run", "list_runs", "load_flow", "open_run", "resume", "start"]
+__all__ = ["ParflowError", "Records", "Run", "list_runs", "open_run", "resume", "start"]

@@ -100,7 +100,7 @@ class Plan:
         """Describe the plan in words: stages, fused steps, barriers, and what is stored where."""
         lines = [f"plan of {self.name}: {len(self.stages)} stage{'s' if len(self.stages) != 1 else ''}"]
         for number, stage in enumerate(self.stages):
-            lines.append(f"stage {number}: {stage.source.describe()}")
+            lines.append(f"stage {number}: {stage.source!r}")
             for step in stage.steps:
                 limits = [f"timeout {step.task.timeout:g} s" if step.task.timeout else ""]
                 limits.append(f"memory {step.task.memory / 2**20:.0f} MiB" if step.task.memory else "")

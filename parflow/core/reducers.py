@@ -14,7 +14,6 @@ import operator
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +21,6 @@ from parflow.core.exact import Total
 from parflow.errors import GraphError
 
 Key = Callable[[Any], Any] | str | None
-Fail = Callable[[int, Exception], None]
 
 
 class Reducer:
@@ -44,7 +42,7 @@ class Reducer:
     ...     def initial(self): return ""
     ...     def step(self, state, record): return record if len(record) > len(state) else state
     ...     def merge(self, a, b): return self.step(a, b)
-    >>> Longest().absorb("", ["a", "bcd", "ef"], print)
+    >>> Longest().extend("", ["a", "bcd", "ef"])
     'bcd'
     """
 
@@ -71,36 +69,12 @@ class Reducer:
         return state
 
     def extend(self, state: Any, records: list[Any]) -> Any:
-        """Take many records at once. An override takes all of them or raises and leaves the state as it was."""
+        """Take many records at once: a fast path, used where a subclass overrides it.
+
+        An override takes all records, or raises and leaves the state as it was; they are then taken one by one.
+        """
         for record in records:
             state = self.step(state, record)
-        return state
-
-    def absorb(self, state: Any, records: list[Any], fail: Fail) -> Any:
-        """Take the records that can be taken; call ``fail(position, error)`` for each one that can't.
-
-        Parameters
-        ----------
-        state : object
-            The state so far.
-        records : list
-            The next records in input order.
-        fail : callable
-            Gets the position in ``records`` and the exception.
-
-        Returns
-        -------
-        object
-            The new state.
-        """
-        if type(self).extend is not Reducer.extend:
-            with suppress(Exception):  # nothing was taken then, and one by one shows which records are bad
-                return self.extend(state, records)
-        for position, record in enumerate(records):
-            try:
-                state = self.step(state, record)
-            except Exception as error:  # noqa: BLE001 - whatever a record raises sets that record aside
-                fail(position, error)
         return state
 
 

@@ -198,6 +198,8 @@ _SETTINGS = {
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
     "distributed.scheduler.work-stealing": False,
+    "distributed.scheduler.http.routes": [],
+    "distributed.worker.http.routes": [],
     "optimization.fuse.delayed": False,
 }
 
@@ -218,8 +220,8 @@ class LocalSession:
                 n_workers=1,
                 threads_per_worker=slots,
                 processes=False,
-                dashboard_address=None,
-                worker_dashboard_address=None,
+                dashboard_address="127.0.0.1:0",
+                worker_dashboard_address="127.0.0.1:0",
                 scheduler_kwargs={"dashboard": False},
                 memory_limit=0,
                 plugins=(SandboxPlugin(sandbox),),

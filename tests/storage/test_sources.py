@@ -328,8 +328,9 @@ def test_a_fallback_is_used_only_where_needed_and_counted() -> None:
     values = JSONLinesSource("unused", fallback="latin-1")
     assert [values.decode(raw) for raw in (b'"\xe9"', '"é"'.encode(), b'"\xe9"')] == ["é"] * 3
     assert values.encodings == {"iso8859-1": 2}
+    taken = values.encodings
     values.reset()
-    assert values.encodings == {}
+    assert (values.encodings, taken) == ({}, {"iso8859-1": 2})
 
 
 def test_bytes_that_are_text_in_neither_encoding_name_both() -> None:
@@ -877,6 +878,10 @@ def test_a_place_that_lists_names_without_sizes_is_asked_for_them(memory: Any) -
         """As web servers do."""
 
         protocol = "namesonly"
+
+        @classmethod
+        def _strip_protocol(cls, path: str) -> str:
+            return str(super()._strip_protocol(path.removeprefix("namesonly://")))
 
         def find(self, path: str, **options: Any) -> Any:
             found = super().find(path, **{**options, "detail": True})

@@ -78,8 +78,8 @@ class FileSource:
         return partition(self.files(), chunk_bytes=self.chunk_bytes)
 
     def reset(self) -> None:
-        """Begin to count encodings anew."""
-        self.encodings.clear()
+        """Begin to count encodings anew; what was counted stays with whoever took it."""
+        self.encodings = {}
 
     def count(self, encoding: str) -> None:
         """Count one use of an encoding that is not the declared one."""

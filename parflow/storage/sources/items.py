@@ -56,6 +56,7 @@ class ItemsSource:
 
     iterable: Iterable[Any] | None = field(compare=False, repr=False)
     chunk_records: int | None = field(default=None, kw_only=True)
+    encodings: dict[str, int] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     name = "items"
     splittable = False
@@ -66,7 +67,10 @@ class ItemsSource:
             raise UsageError(f"chunk_records={self.chunk_records}: a chunk has at least 1 item")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"iterable": None, "chunk_records": self.chunk_records}
+        return {**vars(self), "iterable": None}
+
+    def reset(self) -> None:
+        """Do nothing: items have no encoding to count."""
 
     def check(self) -> None:
         """Raise a UsageError when there is nothing to go through."""

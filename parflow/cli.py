@@ -1,0 +1,324 @@
+"""The command line: arguments, exit codes and text; no logic.
+
+Exit codes: 0 the run succeeded; 1 it failed, or something went wrong; 2 the command makes no sense; 130 it was interrupted.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from parflow.errors import ParflowError, RunError, UsageError
+
+if TYPE_CHECKING:
+    from parflow.api.runs import Run
+    from parflow.api.tasks import Workflow
+
+SUCCESS, FAILURE, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+class _Group(click.Group):
+    """Lists commands in the order in which a user meets them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return list(self.commands)
+
+
+def _say_json(value: Any) -> None:
+    import orjson
+
+    data = orjson.dumps(value, default=_plain, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_PASSTHROUGH_DATACLASS)
+    click.echo(data.decode())
+
+
+def _plain(value: Any) -> Any:
+    from parflow.api.runs import Records
+    from parflow.model import Failure
+
+    if isinstance(value, Failure):
+        return asdict(value)
+    if isinstance(value, (Records, set, frozenset, tuple)):
+        return list(value)
+    return repr(value)
+
+
+@contextmanager
+def _errors(debug: bool) -> Iterator[None]:
+    """Say what went wrong in a sentence; parflow's own traceback is shown with ``--debug`` only."""
+    try:
+        yield
+    except ParflowError as error:
+        if debug:
+            raise
+        click.echo(f"parflow: {error}", err=True)
+        sys.exit(USAGE if isinstance(error, UsageError) else FAILURE)
+
+
+def _common(function: Callable[..., Any]) -> Callable[..., Any]:
+    function = click.option("--home", help="Where journal and results are. [default: $PARFLOW_HOME or .parflow]")(function)
+    function = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(function)
+    return click.option("--debug", is_flag=True, hidden=True, help="Show parflow's own traceback.")(function)
+
+
+def _running(function: Callable[..., Any]) -> Callable[..., Any]:
+    for option in (
+        click.option("--workers", type=int, help="Slots of the local cluster. [default: the cores]"),
+        click.option("--scheduler", "--cluster", "cluster", default="local", help="Address of a Dask scheduler."),
+        click.option("--timeout", help="What one call may take, such as 30s, for tasks that say nothing."),
+        click.option("--memory", help="What a child may use, such as 512MiB, for tasks that say nothing."),
+        click.option("--progress/--no-progress", default=None, help="Show progress. [default: in a terminal]"),
+    ):
+        function = option(function)
+    return _common(function)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="parflow")
+def main() -> None:
+    """Durable parallel data processing on Dask.
+
+    \b
+    parflow run recipes/wordcount.py --source 'texts/**/*.txt' --workers 2
+    parflow runs
+    parflow resume last
+    """
+
+
+@main.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+@click.argument("flow")
+@_running
+@click.option("--max-failures", type=float, default=0, help="Dead letters to go on over: a count, or a share below 1.")
+@click.option("--isolation", type=click.Choice(["process", "inline"]), default="process", help="Children, or none.")
+@click.option("--slice", "slice_", default="30s", help="How long a chunk may take before it's committed as far as it is.")
+@click.option("--store", help="Where results are kept: a folder or URL that every worker sees.")
+@click.pass_context
+def run(ctx: click.Context, flow: str, as_json: bool, debug: bool, progress: bool | None, slice_: str, **options: Any) -> None:
+    """Run a workflow: FLOW is file.py, file.py:name or module:name.
+
+    Options that are not listed below are the workflow's own parameters.
+
+    \b
+    parflow run recipes/wordcount.py --source 'texts/**/*.txt' --workers 2
+    parflow run flows.py:sentiment --source data.jsonl --max-failures 0.01
+    """
+    with _errors(debug):
+        from parflow.api.flows import load_flow
+
+        workflow = load_flow(flow)
+        arguments = _parameters(workflow, ctx.args)
+        note = {"target": flow, "arguments": {key: repr(value) for key, value in arguments.items()}}
+        bound = workflow(**arguments)
+        started = bound.run(wait=False, slice=slice_, note=note, **options)
+        _follow(started, as_json=as_json, progress=progress)
+
+
+@main.command()
+@click.argument("name", default="last")
+@_running
+@click.option("--max-failures", type=float, help="A new tolerance for dead letters.")
+@click.option("--force", is_flag=True, help="Go on although inputs changed: changed ones become dead letters.")
+def resume(name: str, as_json: bool, debug: bool, progress: bool | None, **options: Any) -> None:
+    """Go on with a run: NAME as `parflow runs` shows it, a beginning of it, or "last".
+
+    \b
+    parflow resume last
+    parflow resume wordcount-261125 --max-failures 3
+    """
+    with _errors(debug):
+        from parflow.api.runs import resume as go_on
+
+        _follow(go_on(name, wait=False, **options), as_json=as_json, progress=progress)
+
+
+def _follow(started: Run, *, as_json: bool, progress: bool | None) -> None:
+    """Show progress, wait, and print what became of the run."""
+    from parflow.views.report import summary
+
+    shown = progress if progress is not None else (sys.stderr.isatty() and not as_json)
+    code = SUCCESS
+    result: Any = None
+    error = ""
+    try:
+        if shown:
+            from parflow.views.progress import show_progress
+
+            show_progress(started)
+        result = started.result()
+    except KeyboardInterrupt:
+        code, error = INTERRUPTED, f"stopped; go on with: parflow resume {started.run_id}"
+    except RunError as failed:
+        code, error = FAILURE, str(failed)
+    if as_json:
+        out = {"run_id": started.run_id, "status": started.status, "result": result}
+        _say_json(out | ({"error": error} if error else {}))
+    else:
+        click.echo(summary(started), err=True)
+        if error:
+            click.echo(f"parflow: {error}", err=True)
+        elif result is not None:
+            click.echo(_shorten(result))
+        click.echo(f"report: {started.report()}", err=True)
+        click.echo(f"look further: parflow show {started.run_id}; parflow failures {started.run_id}", err=True)
+    sys.exit(code)
+
+
+def _shorten(result: Any, most: int = 20) -> str:
+    """Write a result for a terminal: the beginning of what is long."""
+    from itertools import islice
+
+    from parflow.api.runs import Records
+    from parflow.views.report import printable
+
+    if isinstance(result, dict):
+        lines = [f"{printable(str(key))}: {printable(_short(value))}" for key, value in islice(result.items(), most)]
+        more = len(result) - most
+    elif isinstance(result, (list, tuple, Records)):
+        lines = [printable(_short(item)) for item in islice(result, most)]
+        more = len(result) - most
+    else:
+        return printable(_short(result))
+    return "\n".join(lines + ([f"… and {more:,} more"] if more > 0 else []))
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= 500 else f"{text[:500]}…"
+
+
+def _parameters(workflow: Workflow, words: Sequence[str]) -> dict[str, Any]:
+    """Read the workflow's own parameters from the words that no option took."""
+    signature = inspect.signature(workflow.function)
+    hints = typing.get_type_hints(workflow.function)
+    given: dict[str, Any] = {}
+    rest = list(words)
+    known = ", ".join("--" + name.replace("_", "-") for name in signature.parameters) or "none"
+    while rest:
+        word = rest.pop(0)
+        name, has_value, value = word.removeprefix("--").partition("=")
+        name = name.replace("-", "_")
+        if not word.startswith("--") or name not in signature.parameters:
+            raise UsageError(f"{workflow.name} has no parameter {word!r}; it has {known}")
+        if not has_value:
+            if not rest:
+                raise UsageError(f"{word} wants a value")
+            value = rest.pop(0)
+        given[name] = _convert(name, value, hints.get(name, str))
+    missing = [
+        "--" + name.replace("_", "-")
+        for name, parameter in signature.parameters.items()
+        if parameter.default is parameter.empty and name not in given
+    ]
+    if missing:
+        raise UsageError(f"{workflow.name} wants {', '.join(missing)}")
+    return given
+
+
+def _convert(name: str, value: str, kind: Any) -> Any:
+    kinds = [option for option in typing.get_args(kind) if option is not type(None)] or [kind]
+    try:
+        if kinds[0] is bool:
+            return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[value.lower()]
+        return kinds[0](value) if kinds[0] in (int, float) else value
+    except (ValueError, KeyError):
+        raise UsageError(f"--{name.replace('_', '-')} wants {kinds[0].__name__}, not {value!r}") from None
+
+
+@main.command()
+@_common
+def runs(home: str | None, as_json: bool, debug: bool) -> None:
+    """List all runs, newest first."""
+    with _errors(debug):
+        import time
+
+        from parflow.api.runs import list_runs, status_of
+
+        rows = [
+            {"run_id": row.run_id, "status": status_of(row), "flow": row.flow, "created": row.created}
+            for row in list_runs(home)
+        ]
+        if as_json:
+            _say_json(rows)
+            return
+        if not rows:
+            click.echo("no runs yet; `parflow run FLOW` makes one")
+        width = max((len(row["run_id"]) for row in rows), default=0)
+        for row in rows:
+            when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["created"]))
+            click.echo(f"{row['run_id']:{width}}  {row['status']:9}  {when}  {row['flow']}")
+
+
+@main.command()
+@click.argument("name", default="last")
+@_common
+def show(name: str, home: str | None, as_json: bool, debug: bool) -> None:
+    """Show how a run stands."""
+    with _errors(debug):
+        from parflow.api.runs import open_run
+        from parflow.views.report import stage_numbers, summary
+
+        opened = open_run(name, home)
+        if as_json:
+            stages = [asdict(stage_numbers(stage)) for stage in opened.state.stages]
+            _say_json({"run_id": opened.run_id, "status": opened.status, "stages": stages})
+        else:
+            click.echo(summary(opened))
+            click.echo(f"  report: {opened.report()}")
+
+
+@main.command()
+@click.argument("name", default="last")
+@click.option("--traceback", is_flag=True, help="Show each one's traceback.")
+@_common
+def failures(name: str, traceback: bool, home: str | None, as_json: bool, debug: bool) -> None:
+    """List a run's dead letters: their causes first, then each record."""
+    with _errors(debug):
+        from parflow.api.runs import open_run
+        from parflow.views.report import cause_lines, printable
+
+        opened = open_run(name, home)
+        letters = opened.failures()
+        if as_json:
+            _say_json([asdict(letter) for letter in letters])
+            return
+        if not letters:
+            click.echo(f"run {opened.run_id} has no dead letters")
+            return
+        click.echo(f"{len(letters):,} dead letters of run {opened.run_id}")
+        for line in cause_lines(letters):
+            click.echo(f"  {line}")
+        for letter in letters:
+            click.echo(
+                f"{printable(letter.record)}  {letter.step}  {letter.cause}: {letter.error}: {printable(letter.message)}"
+            )
+            if traceback and letter.traceback:
+                for line in letter.traceback.splitlines():
+                    click.echo(f"    {printable(line)}")
+
+
+@main.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+@click.argument("flow")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+@click.option("--debug", is_flag=True, hidden=True)
+@click.pass_context
+def plan(ctx: click.Context, flow: str, as_json: bool, debug: bool) -> None:
+    """Show the stages and barriers that a workflow has, without running it."""
+    with _errors(debug):
+        from parflow.api.flows import load_flow
+
+        workflow = load_flow(flow)
+        made = workflow(**_parameters(workflow, ctx.args)).plan()
+        if as_json:
+            _say_json({"name": made.name, "stages": [asdict(facts) for facts in made.facts()]})
+        else:
+            click.echo(made.explain())
+
+
+if __name__ == "__main__":
+    main()
