@@ -99,7 +99,9 @@ def main() -> None:
 @click.option("--slice", "slice_", default="30s", help="How long a chunk may take before it's committed as far as it is.")
 @click.option("--store", help="Where results are kept: a folder or URL that every worker sees.")
 @click.pass_context
-def run(ctx: click.Context, flow: str, as_json: bool, debug: bool, progress: bool | None, slice_: str, **options: Any) -> None:
+def run(
+    ctx: click.Context, /, flow: str, as_json: bool, debug: bool, progress: bool | None, slice_: str, **options: Any
+) -> None:
     """Run a workflow: FLOW is file.py, file.py:name or module:name.
 
     Options that are not listed below are the workflow's own parameters.
@@ -239,7 +241,7 @@ def runs(home: str | None, as_json: bool, debug: bool) -> None:
 
         from parflow.api.runs import list_runs, status_of
 
-        rows = [
+        rows: list[dict[str, Any]] = [
             {"run_id": row.run_id, "status": status_of(row), "flow": row.flow, "created": row.created}
             for row in list_runs(home)
         ]

@@ -218,7 +218,7 @@ class RecordTooLargeError(RecordError):
 class InputChangedError(RecordError):
     """A file changed after it was listed."""
 
-    template = "{0!r} changed after it was listed ({1}); its records were not processed"
+    template = "{0!r} changed after it was listed ({1}); it was not read, or only in part"
 
 
 class NotJSONError(RecordError):

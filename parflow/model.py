@@ -11,12 +11,15 @@ import base64
 import dataclasses
 import functools
 import hashlib
+import json
 import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar
+
+import orjson
 
 from parflow.errors import UsageError
 
@@ -50,7 +53,8 @@ class Part:
     """One slice of one input: the records that begin in ``[start, stop)``.
 
     ``stop`` is None for "to the end". ``size`` (bytes) and ``stamp`` are the whole file's when it was listed; ``stamp`` is
-    opaque and equal as long as the file is unchanged (its modification time in ns, an ETag, a digest).
+    opaque and equal as long as the file is unchanged (its modification time in ns, an ETag, a digest). A small input that is
+    no file, such as a few Python objects, stands in ``data`` itself.
     """
 
     path: str
@@ -58,6 +62,7 @@ class Part:
     stop: int | None
     size: int
     stamp: str
+    data: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,6 +365,22 @@ def to_json(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): to_json(item) for key, item in value.items()}
     return value
+
+
+def dump_json(value: Any) -> bytes:
+    """Write JSON; text that is not Unicode (lone surrogates: odd file names, documents' own text) is escaped, not lost."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        return json.dumps(value).encode("ascii")
+
+
+def load_json(data: bytes) -> Any:
+    """Read what `dump_json` wrote."""
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return json.loads(data)
 
 
 def from_json(kind: type[T], data: Any) -> T:

@@ -187,7 +187,8 @@ class Workflow:
         """
         bound = inspect.signature(self.function).bind(*args, **kwargs)
         bound.apply_defaults()
-        token = _WRITTEN.set(written := [])
+        written: list[Value] = []
+        token = _WRITTEN.set(written)
         try:
             returned = self.function(*args, **kwargs)
         finally:

@@ -6,15 +6,25 @@ the written ones again and stands where the first one stood.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import orjson
-
 from parflow.errors import JournalError
-from parflow.model import Chunk, Failure, Piece, Receipt, Ref, Rejected, SinkFile, Tally, from_json, to_json
+from parflow.model import (
+    Chunk,
+    Failure,
+    Piece,
+    Receipt,
+    Ref,
+    Rejected,
+    SinkFile,
+    Tally,
+    dump_json,
+    from_json,
+    load_json,
+    to_json,
+)
 
 Status = Literal["running", "succeeded", "failed", "stopped"]
 
@@ -126,11 +136,7 @@ STATUS_KINDS = ("RunStarted", "Owned", "RunEnded")
 
 def encode(entry: Entry) -> tuple[str, bytes]:
     """Return an entry's kind and JSON body, as the journal stores it."""
-    body = to_json(entry)
-    try:
-        return type(entry).__name__, orjson.dumps(body)
-    except TypeError:  # a lone surrogate: a file name that is not UTF-8, or a message that quotes a broken document
-        return type(entry).__name__, json.dumps(body).encode()
+    return type(entry).__name__, dump_json(to_json(entry))
 
 
 def decode(kind: str, body: bytes) -> Entry:
@@ -143,11 +149,7 @@ def decode(kind: str, body: bytes) -> Entry:
     """
     if kind not in KINDS:
         raise JournalError(f"the journal has an entry of kind {kind!r}, which this version doesn't know. Update parflow.")
-    try:
-        data = orjson.loads(body)
-    except orjson.JSONDecodeError:  # a lone surrogate
-        data = json.loads(body)
-    entry: Entry = from_json(KINDS[kind], data)
+    entry: Entry = from_json(KINDS[kind], load_json(body))
     return entry
 
 

@@ -6,6 +6,7 @@ A `Hands` is a connected cluster, ready for batches.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import pickle
 import platform
@@ -70,6 +71,12 @@ def _stop(attempts: tuple[str, ...], dask_worker: Any) -> None:
     plugin = dask_worker.plugins.get(PLUGIN)
     if plugin is not None and plugin.sandbox is not None:
         plugin.sandbox.stop(attempts)
+
+
+def _kill(attempts: tuple[str, ...], dask_worker: Any) -> None:
+    plugin = dask_worker.plugins.get(PLUGIN)
+    if plugin is not None and plugin.sandbox is not None:
+        plugin.sandbox.kill(attempts)
 
 
 def versions() -> dict[str, str]:
@@ -180,8 +187,14 @@ class Hands:
             self.client.run(_stop, attempts, on_error="ignore")
 
     def abandon(self) -> None:
-        """Forget everything in flight."""
-        futures, self.futures = list(self.futures.values()), {}
+        """Forget everything in flight, and end what works on it."""
+        attempts, futures = tuple(self.futures), list(self.futures.values())
+        self.futures = {}
+        if attempts and self.sandbox is not None:
+            self.sandbox.kill(attempts)
+        elif attempts:
+            with contextlib.suppress(Exception):  # a cluster that is gone has nothing to end
+                self.client.run(_kill, attempts, on_error="ignore")
         if futures:
             self.client.cancel(futures, force=True)
 

@@ -248,13 +248,17 @@ class _Reduction:
 
         in_bulk = type(reducer).extend is not Reducer.extend
         self.door = (push, push_many if in_bulk else _each(push))
-        self.state = lambda: state
+
+        def seal() -> Any:
+            return reducer.seal(state)
+
+        self.seal: Callable[[], Any] = seal
 
     def abort(self) -> None:
         """Nothing is written before it is complete."""
 
     def close(self) -> tuple[Ref | None, SinkFile | None]:
-        return _keep(self.output.name, self.output.body.seal(self.state()), self.context), None
+        return _keep(self.output.name, self.seal(), self.context), None
 
 
 class _Collection:

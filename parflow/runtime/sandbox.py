@@ -174,6 +174,7 @@ class Sandbox:
         self.busy: dict[int, Child] = {}
         self.stopped: set[str] = set()
         self.markers: dict[str, Any] = {}
+        self.working: dict[str, Child] = {}
         self.opened = Opened()
         self.closed = False
 
@@ -233,6 +234,15 @@ class Sandbox:
         for marker in markers:
             marker[STOP] = 1
 
+    def kill(self, attempts: tuple[str, ...]) -> None:
+        """End batches at once: the records in hand are lost with their children."""
+        self.stop(attempts)
+        with self.lock:
+            children = [self.working[attempt] for attempt in attempts if attempt in self.working]
+        for child in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child.pid, signal.SIGKILL)
+
     def run(self, batch: Batch, slot: str) -> tuple[Receipt | None, ...]:
         """Run a batch to its end, its time slice, or until it is asked to stop.
 
@@ -261,6 +271,7 @@ class Sandbox:
                 receipts[number] = _unloadable(batch)
         with self.lock:
             self.markers.pop(batch.attempt, None)
+            self.working.pop(batch.attempt, None)
         return tuple(None if receipt is None else _placed(receipt, slot) for receipt in receipts)
 
     def _inline(self, batch: Batch, receipts: list[Receipt | None]) -> None:
@@ -275,9 +286,11 @@ class Sandbox:
         finally:
             timer.cancel()
 
-    def _watchable(self, batch: Batch, marker: Any) -> None:
+    def _watchable(self, batch: Batch, marker: Any, child: Child | None = None) -> None:
         with self.lock:
             self.markers[batch.attempt] = marker
+            if child is not None:
+                self.working[batch.attempt] = child
             if batch.attempt in self.stopped:
                 marker[STOP] = 1
 
@@ -287,7 +300,7 @@ class Sandbox:
         child = self._take(batch.memory, fresh=isinstance(job, ChunkJob) and job.piece.alone)
         child.used = True
         child.marker[JOB], child.marker[STOP], child.marker[CALL_WORD] = 0, 0, 0
-        self._watchable(batch, child.marker)
+        self._watchable(batch, child.marker, child)
         death: tuple[str, ParflowError] | None
         try:
             send(child.sock, pickle.dumps((batch, first), protocol=5))

@@ -8,11 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import orjson
-
 from parflow.core.plan import Stage
 from parflow.errors import CodeError
-from parflow.model import INLINE_BYTES, ChunkJob, Job, MergeJob, Piece, Receipt, from_json, to_json
+from parflow.model import INLINE_BYTES, ChunkJob, Job, MergeJob, Piece, Receipt, dump_json, from_json, load_json, to_json
 from parflow.runtime.pipeline import JOB, STOP, Broken, Context, Marker, describe, run_merge, run_piece
 from parflow.storage.store import Store, open_store
 
@@ -107,14 +105,14 @@ def _run_job(batch: Batch, job: Job, stage: Stage, store: Store, marker: Marker)
     receipt = run_piece(stage, job, Context(batch.run_id, name, store, marker, batch.inline_bytes), batch.timeouts)
     if receipt.files or any(ref is not None and ref.key for ref in receipt.results):
         claim = {"stage": job.stage, "piece": to_json(job.piece), "receipt": to_json(receipt)}
-        store.put(f"done/{name}.json", orjson.dumps(claim))
+        store.put(f"done/{name}.json", dump_json(claim))
     return receipt
 
 
 def adoptable(store: Store) -> Iterator[tuple[int, Piece, Receipt]]:
     """Yield what the store holds of finished pieces, whether or not the journal knows it."""
     for key in store.keys("done/"):
-        claim: dict[str, Any] = orjson.loads(store.get(key))
+        claim: dict[str, Any] = load_json(store.get(key))
         yield claim["stage"], from_json(Piece, claim["piece"]), from_json(Receipt, claim["receipt"])
 
 

@@ -995,7 +995,7 @@ def test_a_source_of_items_travels_without_them(store: LocalStore) -> None:
 
 
 def test_stored_items_that_were_damaged_are_refused(store: LocalStore) -> None:
-    source = ItemsSource([1, 2, 3], chunk_records=3)
+    source = ItemsSource(["x" * 5000], chunk_records=3)
     [part] = parts_of(source, store)
     store.put(part.path, b"something else")
     with pytest.raises(StoreError, match="not what was stored"):

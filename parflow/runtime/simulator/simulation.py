@@ -128,6 +128,7 @@ class Simulation:
         self.story: deque[tuple[float, object]] = deque(maxlen=60)
         self.met: Counter[str] = Counter()
         self.steps = self.batches = self.epoch = 0
+        self.patience = 10_000 + 50 * sum(len(records) for chunks in self.chunks for records in chunks)
         self.journal: list[tuple[str, bytes]] = []
         self.buffer: list[tuple[int, tuple[str, bytes]]] = []
         self.store: dict[str, bytes] = {}
@@ -149,6 +150,7 @@ class Simulation:
         while self.coordinator.state.status != "succeeded" or not self.coordinator.finished:
             self._misfortune()
             must(self._events, "a run never stands still")
+            must(self.steps < self.patience, "a run comes to an end", self.steps)
             self.now, _, epoch, act = heapq.heappop(self._events)
             if epoch in (0, self.epoch):
                 self.steps += 1

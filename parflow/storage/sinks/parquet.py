@@ -168,19 +168,18 @@ class _ParquetWriter(Writer):
         import pyarrow as pa
 
         try:
-            columns = [
-                table[item.name].cast(item.type) if item.name in table.schema.names else pa.nulls(len(table), item.type)
-                for item in self.schema
-            ]
-            fitting.append(pa.table(columns, schema=self.schema))
-        except pa.ArrowException as error:
-            if len(table) == 1:
-                record = table.to_pylist()[0]
-                self.fail(tags[0], record, self._explained(record, error))
+            fitting.append(pa.table([_column(table, item) for item in self.schema], schema=self.schema))
+        except pa.ArrowException:
+            if len(table) > 1:
+                half = len(table) // 2
+                self._fit(table.slice(0, half), tags[:half], fitting)
+                self._fit(table.slice(half), tags[half:], fitting)
                 return
-            half = len(table) // 2
-            self._fit(table.slice(0, half), tags[:half], fitting)
-            self._fit(table.slice(half), tags[half:], fitting)
+            record = table.to_pylist()[0]
+            try:  # Arrow's cast of nested nulls has bugs (lists of nulls, in 26.0): the long way may still go
+                fitting.append(pa.Table.from_pylist([record], schema=self.schema))
+            except pa.ArrowException as error:
+                self.fail(tags[0], record, self._explained(record, error))
 
     def _explained(self, record: dict[str, Any], error: Exception) -> Exception:
         """Say which column is to blame, and what to do."""
@@ -203,6 +202,15 @@ class _ParquetWriter(Writer):
             except Exception as cause:  # noqa: BLE001 - a strange value may raise anything
                 return ValueError(f"column {name!r}: {cause}")
         return error
+
+
+def _column(table: Any, item: Any) -> Any:
+    import pyarrow as pa
+
+    if item.name not in table.schema.names:
+        return pa.nulls(len(table), item.type)
+    column = table[item.name]
+    return column if column.type == item.type else column.cast(item.type)
 
 
 def _inferred(records: list[dict[str, Any]]) -> Any:

@@ -13,6 +13,8 @@ from parflow.model import Chunk, Part, chunk_id, digest
 
 CHUNKS = 256
 MOST_RECORDS = 1024
+INLINE_BYTES = 2048
+"""A slice up to this size stands in the list of chunks, a larger one in the store: thousands of tiny objects are slow."""
 
 
 class ItemStore(Protocol):
@@ -93,8 +95,11 @@ class ItemsSource:
             if not batch:
                 return
             data = _dump(batch, first)
-            name = digest(data)
-            part = Part(store.put(f"inputs/{name}.pkl", data), first, first + len(batch), len(data), name)
+            name, stop = digest(data), first + len(batch)
+            if len(data) <= INLINE_BYTES:
+                part = Part(f"items[{first}:{stop}]", first, stop, len(data), name, data)
+            else:
+                part = Part(store.put(f"inputs/{name}.pkl", data), first, stop, len(data), name)
             yield Chunk(index, chunk_id((part,)), (part,), len(data))
             first += len(batch)
 
@@ -117,7 +122,7 @@ class ItemsSource:
         CodeError
             If the slice can't be unpickled here.
         """
-        data = store.get(part.path)
+        data = store.get(part.path) if part.data is None else part.data
         if digest(data) != part.stamp:
             raise StoreError(f"{part.path!r} is not what was stored (digest {digest(data)}, was {part.stamp})")
         try:

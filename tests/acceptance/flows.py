@@ -1,0 +1,109 @@
+"""Workflows that the acceptance tests run through the command line.
+
+Each record leaves a line in the file ``log`` when it begins, so that a test can count how often it ran.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import lzma
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import parflow as pf
+
+
+def note(log: str, line: str) -> None:
+    """Add a line to a file in one write: lines of several processes don't mix."""
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.write(handle, f"{line}\n".encode())
+    os.close(handle)
+
+
+@pf.workflow
+def documents(source: str, out: str, log: str, chunk: str = "400kB") -> Any:
+    """Describe each text in a line of JSON, and sum up what they hold."""
+
+    def describe(doc: pf.Document) -> dict[str, Any]:
+        note(log, doc.path)
+        packed = lzma.compress(doc.text.encode(), preset=6)
+        return {"path": doc.path, "words": len(doc.text.split()), "share": len(packed) / max(1, len(doc.text))}
+
+    rows = pf.read_files(source, chunk_bytes=chunk).map(describe)
+    rows.write_jsonl(out)
+    words = rows.map(lambda row: row["words"]).reduce(pf.sum())
+    share = rows.map(lambda row: row["share"]).reduce(pf.mean())
+    return words, share, rows.reduce(pf.count())
+
+
+@pf.workflow
+def gated(source: str, gate: str, log: str, out: str) -> Any:
+    """Hold each line up until the file ``gate`` is there."""
+
+    def wait(line: str) -> str:
+        note(log, line)
+        while not os.path.exists(gate):
+            time.sleep(0.005)
+        return line
+
+    lines = pf.read_lines(source).map(wait)
+    lines.write_jsonl(out)
+    return lines.reduce(pf.count())
+
+
+@pf.workflow
+def endless(source: str, log: str) -> Any:
+    """Take a minute for each line."""
+
+    def wait(line: str) -> str:
+        note(log, line)
+        time.sleep(60)
+        return line
+
+    return pf.read_lines(source).map(wait).reduce(pf.count())
+
+
+@pf.workflow
+def numbers(source: str, log: str) -> Any:
+    """Sum up lines that should be numbers; what is said of one that isn't, quotes it."""
+
+    def number(line: str) -> int:
+        note(log, "run")
+        try:
+            return int(line)
+        except ValueError:
+            raise ValueError(f"{line} is no number") from None
+
+    return pf.read_lines(source).map(number).reduce(pf.sum())
+
+
+@pf.workflow
+def killers(source: str, log: str, times: int) -> Any:
+    """Kill the process that runs the line "bad", as the kernel does when memory is short, the first so many ``times``."""
+
+    def run(line: str) -> str:
+        note(log, line)
+        if line == "bad" and Path(log).read_text().split("\n").count("bad") <= times:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return line
+
+    return pf.read_lines(source).map(run).reduce(pf.count())
+
+
+@pf.workflow
+def crashing(source: str) -> Any:
+    """Read from where there's nothing, at the line "bad"."""
+
+    def run(line: str) -> str:
+        return ctypes.string_at(0).decode() if line == "bad" else line
+
+    return pf.read_lines(source).map(run).reduce(pf.count())
+
+
+@pf.workflow
+def settings(count: int, share: float = 0.5, loud: bool = False, name: str | None = None) -> Any:
+    """Show what parameters become."""
+    return pf.items(range(count)).map(lambda number: (number, share, loud, name))

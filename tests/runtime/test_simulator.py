@@ -1,0 +1,178 @@
+"""The coordinator in worlds that go wrong. ``PARFLOW_SEEDS=5000`` looks at more of them."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from parflow.core import coordinator as core
+from parflow.core.coordinator import Coordinator, Instruction, Stimulus
+from parflow.model import Piece, Receipt
+from parflow.runtime.simulator import (
+    CALM,
+    CAUSES,
+    FATES,
+    ROUGH,
+    Faults,
+    VirtualRecord,
+    VirtualStage,
+    World,
+    expected,
+    random_faults,
+    random_world,
+    simulate,
+)
+from parflow.runtime.simulator.__main__ import main
+
+SEEDS = int(os.environ.get("PARFLOW_SEEDS", "150"))
+
+RECORDS = st.builds(VirtualRecord, st.sampled_from(("ok", "ok", "ok", *FATES)), st.sampled_from((0.001, 0.1, 1.0, 4.0)))
+CHUNKS = st.lists(RECORDS, max_size=5).map(tuple)
+STAGES = st.builds(
+    VirtualStage,
+    st.lists(CHUNKS | CHUNKS | CHUNKS | st.none(), max_size=10).map(tuple),
+    st.lists(st.sampled_from(("reduce", "sink", "collect")), min_size=1, max_size=2).map(tuple),
+)
+WORLDS = st.builds(
+    World,
+    st.lists(STAGES, min_size=1, max_size=2).map(tuple),
+    slots=st.integers(1, 4),
+    fan_in=st.integers(2, 4),
+    max_failures=st.sampled_from((0, 1, 0.1, 100)),
+    slice=st.sampled_from((0.5, 10.0)),
+    window=st.integers(1, 3),
+)
+FAULTS = st.builds(
+    Faults,
+    batch=st.floats(0, 0.5),
+    kill=st.floats(0, 0.05),
+    stop=st.floats(0, 0.05),
+    slots=st.floats(0, 0.1),
+    disk=st.floats(0, 5),
+    listing=st.floats(0, 5),
+    budget=st.integers(0, 20),
+)
+
+# --- every world, every fault ----------------------------------------------------------------------------------------
+
+
+@settings(max_examples=SEEDS, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(world=WORLDS, seed=st.integers(0, 2**32), faults=FAULTS)
+def test_any_world_comes_to_its_one_result_through_any_faults(world: World, seed: int, faults: Faults) -> None:
+    outcome = simulate(world, seed, faults)
+    assert (outcome.results, outcome.dead) == expected(world)
+
+
+def test_many_seeds_come_to_their_one_result() -> None:
+    met: set[str] = set()
+    for seed in range(SEEDS):
+        world = random_world(seed)
+        rough, calm = simulate(world, seed, random_faults(seed)), simulate(world, seed, CALM)
+        assert (rough.results, rough.dead) == (calm.results, calm.dead) == expected(world)
+        met |= rough.faults.keys()
+    kinds = {"worker lost", "receipt lost", "receipt twice", "receipt late", "untouched", "broken", "kill", "stop", "slots"}
+    assert met == kinds
+
+
+def test_a_seed_tells_the_same_story_twice() -> None:
+    assert simulate(random_world(3), 3, ROUGH) == simulate(random_world(3), 3, ROUGH)
+
+
+def test_a_calm_world_keeps_all_slots_busy() -> None:
+    chunk = (VirtualRecord("ok", 1.0),) * 5
+    outcome = simulate(World((VirtualStage((chunk,) * 64, ("collect",)),), slots=8))
+    assert 64 * 5 / 8 <= outcome.makespan < 64 * 5 / 8 + 1
+    assert (outcome.restarts, outcome.faults) == (0, {})
+
+
+def test_more_slots_make_a_run_shorter_and_its_result_no_other() -> None:
+    def world(slots: int) -> World:
+        return World(random_world(11).stages, slots=slots, max_failures=1000)
+
+    alone, many = simulate(world(1)), simulate(world(16))
+    assert many.makespan < alone.makespan
+    assert (many.results, many.dead) == (alone.results, alone.dead)
+
+
+def test_a_world_in_which_all_fails_gives_all_as_dead_letters() -> None:
+    chunks = tuple(tuple(VirtualRecord(fate, 0.1) for _ in range(30)) for fate in CAUSES for _ in range(3))
+    outcome = simulate(World((VirtualStage(chunks),)), seed=1, faults=ROUGH)
+    assert len(outcome.dead) == 30 * 3 * len(CAUSES)
+    assert outcome.restarts > 0
+
+
+def test_the_command_line_says_how_it_went_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--seeds", "3", "--first", "7"]) == 0
+    line = capsys.readouterr().out
+    assert line.startswith("3 seeds, ")
+    assert line.count("\n") == 1
+
+
+# --- the rules can be broken: a coordinator with one fault is caught ---------------------------------------------------
+
+
+def caught(capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(["--seeds", "400"]) == 1
+    story = capsys.readouterr().err
+    assert story.startswith("seed ")
+    return story.partition("\n")[0]
+
+
+def test_a_barrier_that_opens_early_is_caught(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(Coordinator, "_settled", lambda _self, _number: True)
+    assert "on durable entries" in caught(capsys)
+
+
+def test_a_receipt_that_counts_twice_is_caught(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    handle = Coordinator.handle
+
+    def forgetful(self: Coordinator, stimulus: Stimulus) -> list[Instruction]:
+        batches = dict(self.inflight)
+        asked = handle(self, stimulus)
+        if isinstance(stimulus, core.BatchReturned) and stimulus.attempt in batches and self.ending is None:
+            self.inflight[stimulus.attempt] = batches[stimulus.attempt]
+        return asked
+
+    monkeypatch.setattr(Coordinator, "handle", forgetful)
+    print(caught(capsys)); assert 0
+
+
+def test_a_crash_condemned_without_a_trial_is_caught(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chunk_back = Coordinator._chunk_back
+
+    def hasty(self: Coordinator, number: int, piece: Piece, receipt: Receipt) -> None:
+        if receipt.failure is not None and receipt.failure.cause == "crash":
+            object.__setattr__(receipt.failure, "cause", "timeout")
+        chunk_back(self, number, piece, receipt)
+
+    monkeypatch.setattr(Coordinator, "_chunk_back", hasty)
+    assert "only the guilty are condemned" in caught(capsys)
+
+
+def test_the_part_before_a_crash_that_is_forgotten_is_caught(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(core, "_before", lambda _piece, _at: ())
+    assert "a piece's records end once or are in the rest once" in caught(capsys)
+
+
+def test_a_lost_batch_that_is_forgotten_is_caught(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(Coordinator, "_lose", lambda _self, _job, _reason: None)
+    assert "a run never stands still" in caught(capsys)
+
+
+def test_a_window_that_is_too_wide_is_caught(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    fill = Coordinator._fill
+
+    def wide(self: Coordinator) -> None:
+        self.window += 1
+        fill(self)
+        self.window -= 1
+
+    monkeypatch.setattr(Coordinator, "_fill", wide)
+    assert "the window is kept" in caught(capsys)
