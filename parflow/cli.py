@@ -6,6 +6,8 @@ Exit codes: 0 the run succeeded; 1 it failed, or something went wrong; 2 the com
 from __future__ import annotations
 
 import inspect
+import json
+import os
 import sys
 import typing
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from parflow.errors import ParflowError, RunError, UsageError
+from parflow.errors import ParflowError, UsageError
 
 if TYPE_CHECKING:
     from parflow.api.runs import Run
@@ -34,8 +36,11 @@ class _Group(click.Group):
 def _say_json(value: Any) -> None:
     import orjson
 
-    data = orjson.dumps(value, default=_plain, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_PASSTHROUGH_DATACLASS)
-    click.echo(data.decode())
+    try:
+        text = orjson.dumps(value, default=_plain, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_PASSTHROUGH_DATACLASS).decode()
+    except TypeError:  # what JSON allows and orjson doesn't: large integers, broken Unicode; and keys that are no text
+        text = json.dumps(_text_keys(value), default=_plain)
+    click.echo(text)
 
 
 def _plain(value: Any) -> Any:
@@ -49,16 +54,50 @@ def _plain(value: Any) -> Any:
     return repr(value)
 
 
+def _text_keys(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key if isinstance(key, str) else repr(key): _text_keys(item) for key, item in value.items()}
+    return [_text_keys(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
 @contextmanager
 def _errors(debug: bool) -> Iterator[None]:
     """Say what went wrong in a sentence; parflow's own traceback is shown with ``--debug`` only."""
     try:
         yield
+    except KeyboardInterrupt:
+        click.echo("parflow: interrupted", err=True)
+        sys.exit(INTERRUPTED)
     except ParflowError as error:
         if debug:
             raise
-        click.echo(f"parflow: {error}", err=True)
+        _complain(error)
         sys.exit(USAGE if isinstance(error, UsageError) else FAILURE)
+    except Exception as error:
+        own = _own_lines(error)
+        if debug or not own:
+            raise
+        click.echo(own, err=True)
+        sys.exit(FAILURE)
+
+
+def _complain(error: object) -> None:
+    from parflow.views.report import printable
+
+    click.echo("parflow: " + "\n".join(map(printable, str(error).splitlines())), err=True)
+
+
+def _own_lines(error: Exception) -> str:
+    """Return the traceback of an error in the flow's own file, from the file's first line on; "" when it's parflow's fault."""
+    import traceback
+
+    ours = (os.path.dirname(os.path.abspath(__file__)), os.path.dirname(click.__file__), "<frozen ")
+    tb = error.__traceback__
+    while tb is not None and tb.tb_frame.f_code.co_filename.startswith(ours):
+        tb = tb.tb_next
+    if tb is None and not isinstance(error, SyntaxError):
+        return ""
+    return "".join(traceback.format_exception(type(error), error, tb)).rstrip()
 
 
 def _common(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -79,6 +118,10 @@ def _running(function: Callable[..., Any]) -> Callable[..., Any]:
     return _common(function)
 
 
+def _number(text: str) -> float:
+    return int(text) if text.isdecimal() else float(text)
+
+
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="parflow")
 def main() -> None:
@@ -94,7 +137,7 @@ def main() -> None:
 @main.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
 @click.argument("flow")
 @_running
-@click.option("--max-failures", type=float, default=0, help="Dead letters to go on over: a count, or a share below 1.")
+@click.option("--max-failures", type=_number, default=0, metavar="NUMBER", help="Dead letters to go on over: a count, or a share below 1.")
 @click.option("--isolation", type=click.Choice(["process", "inline"]), default="process", help="Children, or none.")
 @click.option("--slice", "slice_", default="30s", help="How long a chunk may take before it's committed as far as it is.")
 @click.option("--store", help="Where results are kept: a folder or URL that every worker sees.")
@@ -124,7 +167,7 @@ def run(
 @main.command()
 @click.argument("name", default="last")
 @_running
-@click.option("--max-failures", type=float, help="A new tolerance for dead letters.")
+@click.option("--max-failures", type=_number, metavar="NUMBER", help="A new tolerance for dead letters.")
 @click.option("--force", is_flag=True, help="Go on although inputs changed: changed ones become dead letters.")
 def resume(name: str, as_json: bool, debug: bool, progress: bool | None, **options: Any) -> None:
     """Go on with a run: NAME as `parflow runs` shows it, a beginning of it, or "last".
@@ -141,29 +184,34 @@ def resume(name: str, as_json: bool, debug: bool, progress: bool | None, **optio
 
 def _follow(started: Run, *, as_json: bool, progress: bool | None) -> None:
     """Show progress, wait, and print what became of the run."""
+    from parflow.views.progress import show_progress, stopping
     from parflow.views.report import summary
 
-    shown = progress if progress is not None else (sys.stderr.isatty() and not as_json)
-    code = SUCCESS
-    result: Any = None
-    error = ""
-    try:
-        if shown:
-            from parflow.views.progress import show_progress
+    code, told, result, error = SUCCESS, 0, None, ""
 
-            show_progress(started)
-        result = started.result()
+    def say(presses: int) -> None:
+        nonlocal told
+        if presses > told:
+            told = presses
+            click.echo(stopping(presses), err=True)
+
+    try:
+        shown = progress if progress is not None else (sys.stderr.isatty() and not as_json)
+        show_progress(started) if shown else started.wait(say)
     except KeyboardInterrupt:
-        code, error = INTERRUPTED, f"stopped; go on with: parflow resume {started.run_id}"
-    except RunError as failed:
-        code, error = FAILURE, str(failed)
+        code = INTERRUPTED
+    try:
+        result = started.result()
+        code = SUCCESS  # even if Ctrl-C was pressed: it was too late
+    except ParflowError as failed:
+        code, error = code or FAILURE, str(failed)
     if as_json:
         out = {"run_id": started.run_id, "status": started.status, "result": result}
         _say_json(out | ({"error": error} if error else {}))
     else:
         click.echo(summary(started), err=True)
         if error:
-            click.echo(f"parflow: {error}", err=True)
+            _complain(error)
         elif result is not None:
             click.echo(_shorten(result))
         click.echo(f"report: {started.report()}", err=True)
@@ -235,7 +283,12 @@ def _convert(name: str, value: str, kind: Any) -> Any:
 @main.command()
 @_common
 def runs(home: str | None, as_json: bool, debug: bool) -> None:
-    """List all runs, newest first."""
+    """List all runs, newest first.
+
+    \b
+    parflow runs
+    parflow runs --json
+    """
     with _errors(debug):
         import time
 
@@ -260,7 +313,12 @@ def runs(home: str | None, as_json: bool, debug: bool) -> None:
 @click.argument("name", default="last")
 @_common
 def show(name: str, home: str | None, as_json: bool, debug: bool) -> None:
-    """Show how a run stands."""
+    """Show how a run stands: NAME as `parflow runs` shows it, a beginning of it, or "last".
+
+    \b
+    parflow show
+    parflow show wordcount-261125 --json
+    """
     with _errors(debug):
         from parflow.api.runs import open_run
         from parflow.views.report import stage_numbers, summary
@@ -279,7 +337,12 @@ def show(name: str, home: str | None, as_json: bool, debug: bool) -> None:
 @click.option("--traceback", is_flag=True, help="Show each one's traceback.")
 @_common
 def failures(name: str, traceback: bool, home: str | None, as_json: bool, debug: bool) -> None:
-    """List a run's dead letters: their causes first, then each record."""
+    """List a run's dead letters: their causes first, then each record.
+
+    \b
+    parflow failures
+    parflow failures wordcount-261125 --traceback
+    """
     with _errors(debug):
         from parflow.api.runs import open_run
         from parflow.views.report import cause_lines, printable
@@ -310,7 +373,11 @@ def failures(name: str, traceback: bool, home: str | None, as_json: bool, debug:
 @click.option("--debug", is_flag=True, hidden=True)
 @click.pass_context
 def plan(ctx: click.Context, flow: str, as_json: bool, debug: bool) -> None:
-    """Show the stages and barriers that a workflow has, without running it."""
+    """Show the stages and barriers that a workflow has, without running it.
+
+    \b
+    parflow plan recipes/wordcount.py --source 'texts/**/*.txt'
+    """
     with _errors(debug):
         from parflow.api.flows import load_flow
 

@@ -359,7 +359,7 @@ def to_json(value: Any) -> Any:
             if (item := getattr(value, name)) is not default and item != default
         }
     if isinstance(value, bytes):
-        return base64.b85encode(value).decode("ascii")
+        return base64.b64encode(value).decode("ascii")
     if isinstance(value, (tuple, list)):
         return [to_json(item) for item in value]
     if isinstance(value, dict):
@@ -409,7 +409,7 @@ def _reader(kind: Any) -> Callable[[Any], Any]:
         inner = _reader(args[0])
         return lambda data: tuple(inner(item) for item in data)
     if kind is bytes:
-        return base64.b85decode
+        return base64.b64decode
     return lambda data: data
 
 

@@ -57,6 +57,9 @@ class Lazy:
             plan = self.plan()
             for stage in plan.stages:
                 stage.source.check()
+                for output in stage.outputs:
+                    if output.kind == "sink":
+                        output.body.check()
             self._built = plain_graph(plan, 0)
         return self._built
 
@@ -65,16 +68,28 @@ class Lazy:
         from dask.highlevelgraph import HighLevelGraph
 
         graph, keys = self._graph()
-        first = keys[0] if keys else ("parflow-empty",)
-        return HighLevelGraph.from_collections(f"{first[0]}", graph, dependencies=[])
+        return HighLevelGraph.from_collections(keys[0][0], graph, dependencies=[])
 
     def __dask_keys__(self) -> list[Any]:
         """Return the graph's output keys."""
         return list(self._graph()[1])
 
+    def __dask_layers__(self) -> tuple[str]:
+        """Return the graph's one layer."""
+        return (self._graph()[1][0][0],)
+
     def __dask_tokenize__(self) -> Any:
         """Return a name for Dask's caches; parflow's own keys never rest on it."""
         return tuple(self._graph()[1])
+
+    @property
+    def expr(self) -> Any:
+        """Return Dask's expression, which keeps results in their places beside other kinds of collection."""
+        try:
+            from parflow.runtime.collection import expression
+        except ImportError:  # another Dask: it has the graph and the keys
+            return None
+        return expression(self)
 
     @property
     def __dask_optimize__(self) -> Any:
@@ -95,20 +110,17 @@ class Lazy:
         return self._rebuild, ()
 
     def _rebuild(self, graph: Any, **_: Any) -> Any:
-        from dask.delayed import Delayed
-
-        (key,) = self.__dask_keys__()
-        return Delayed(key, graph)
+        raise NotImplementedError
 
     def to_delayed(self) -> Any:
-        """Return the whole graph as one Dask ``Delayed``: plain Dask, in memory, without journal or isolation."""
-        from dask.delayed import Delayed
+        """Return the whole graph as one Dask ``Delayed``: plain Dask, in memory, without journal or isolation.
 
-        return Delayed(*self._delayed())
-
-    def _delayed(self) -> tuple[Any, Any]:
-        (key,) = self.__dask_keys__()
-        return key, self.__dask_graph__()
+        Returns
+        -------
+        dask.delayed.Delayed
+            Its result is what `compute` returns.
+        """
+        raise NotImplementedError
 
     def compute(self, **options: Any) -> Any:
         """Compute as a plain Dask graph, in memory; ``options`` are those of ``dask.compute``."""
@@ -116,16 +128,19 @@ class Lazy:
 
         return dask.compute(self, **options)[0]
 
-    def visualize(self, filename: str = "parflow", **options: Any) -> Any:
+    def visualize(self, filename: str | os.PathLike[str] = "parflow", **options: Any) -> Any:
         """Draw the plain Dask graph; ``options`` are those of ``dask.visualize``."""
         import dask
 
-        return dask.visualize(self, filename=filename, **options)
+        return dask.visualize(self, filename=os.fspath(filename), **options)
 
     def __bool__(self) -> NoReturn:
         raise LazyValueError(repr(self), "truth")
 
     def __iter__(self) -> Iterator[Any]:
+        raise LazyValueError(repr(self), "items")
+
+    def __contains__(self, item: object) -> NoReturn:
         raise LazyValueError(repr(self), "items")
 
     def __len__(self) -> int:
@@ -154,6 +169,19 @@ class Value(Lazy):
     def __dask_postcompute__(self) -> Any:
         """Take the one result."""
         return _first, ()
+
+    def _rebuild(self, graph: Any, **_: Any) -> Any:
+        from dask.delayed import Delayed
+
+        (key,) = self.__dask_keys__()
+        return Delayed(key, graph)
+
+    def to_delayed(self) -> Any:
+        """Return the graph as a Dask ``Delayed``."""
+        from dask.delayed import Delayed
+
+        (key,) = self.__dask_keys__()
+        return Delayed(key, self.__dask_graph__(), layer=key[0])
 
 
 class Dataset(Lazy):
@@ -191,20 +219,24 @@ class Dataset(Lazy):
 
     def __dask_postcompute__(self) -> Any:
         """Put the chunks' records together, in input order."""
-        return _concatenate, ()
+        from parflow.runtime.graph import concatenate
 
-    def _delayed(self) -> tuple[Any, Any]:
-        from dask._task_spec import List, Task, TaskRef
-
-        graph, keys = self._graph()
-        last = ("parflow-all", keys[0][0] if keys else "empty")
-        return last, {**graph, last: Task(last, _concatenate, List(*map(TaskRef, keys)))}
+        return concatenate, ()
 
     def _rebuild(self, graph: Any, **_: Any) -> Any:
         from dask.bag import Bag
 
         keys = self.__dask_keys__()
         return Bag(graph, keys[0][0], len(keys))
+
+    def to_delayed(self) -> Any:
+        """Return the graph as a Dask ``Delayed``: all records, in a list."""
+        from dask.delayed import Delayed
+
+        from parflow.runtime.graph import gathered
+
+        graph, key = gathered(*self._graph())
+        return Delayed(key, graph)
 
     # --- record-wise steps -----------------------------------------------------------------------------------------------
 
@@ -292,10 +324,6 @@ class Dataset(Lazy):
 
 def _first(results: Sequence[Any]) -> Any:
     return results[0]
-
-
-def _concatenate(results: Iterable[Iterable[Any]]) -> list[Any]:
-    return [record for records in results for record in records]
 
 
 # --- sources ---------------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import parflow.errors
 from parflow.core.history import STATUS_KINDS, Owned, RunStarted, RunState, decode, encode, fold
 from parflow.core.plan import Plan
 from parflow.core.policies import Tolerance
-from parflow.errors import CodeChangedError, InputsChangedError, ParflowError, RunError, UsageError
+from parflow.errors import CodeChangedError, InputsChangedError, ParflowError, ResumeError, RunError, UsageError
 from parflow.model import Chunk, Failure, Ref, digest, nbytes, seconds
 from parflow.runtime.executor import Executor, Options
 from parflow.runtime.session import SESSIONS
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from parflow.runtime.sandbox import Sandbox
 
 FAN_IN = 16
-Watch = Callable[["Run"], Any]
+INTERVAL = 0.2
+"""Seconds between two looks at a run that is waited for."""
 
 
 def home_folder(home: str | os.PathLike[str] | None = None) -> str:
@@ -89,7 +90,9 @@ class Run:
         self.home = home
         self.started = time.time()
         self._executor = executor
-        self._thread: threading.Thread | None = None
+        self._over = threading.Event()  # not the thread's join: a Ctrl-C in it makes Python take the thread for ended
+        if executor is None:
+            self._over.set()
         self._loaded: tuple[RunState, Store] | None = None
         self._error: BaseException | None = None
 
@@ -116,6 +119,7 @@ class Run:
             try:
                 row = journal.find(self.run_id, STATUS_KINDS)
                 state = fold(decode(entry.kind, entry.body) for entry in journal.read(row.run_id))
+                _find_code(row)
                 self._loaded = state, open_store(row.note["store"])
             finally:
                 journal.close()
@@ -138,6 +142,8 @@ class Run:
         """
         self.wait()
         ended = self.state.ended
+        if ended is None and self._error is not None:
+            raise self._error
         if ended is None:
             raise RunError(f"run {self.run_id} has not ended: it is {self.status}; `parflow resume {self.run_id}` goes on")
         if ended.status != "succeeded":
@@ -178,26 +184,33 @@ class Run:
 
     # --- steering ----------------------------------------------------------------------------------------------------
 
-    def wait(self) -> Run:
-        """Wait for the end. Ctrl-C once: what is in flight yields, and the run can be resumed. Twice: at once."""
-        if self._thread is None:
-            return self
+    def wait(self, watch: Callable[[int], Any] | None = None) -> Run:
+        """Wait for the end. Ctrl-C once: what is in flight yields, and the run can be resumed. Twice: at once.
+
+        Parameters
+        ----------
+        watch : callable, optional
+            Called several times a second, and at the end, with how often Ctrl-C was pressed so far.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            When the run has ended, if it was pressed.
+        """
         presses = 0
-        while self._thread.is_alive():
+        while not self._over.is_set():
             try:
-                self._thread.join(0.5)
+                if watch is not None:
+                    watch(presses)
+                self._over.wait(INTERVAL)
             except KeyboardInterrupt:
                 presses += 1
                 self.stop(now=presses > 1)
+        if watch is not None:
+            watch(presses)
         if presses:
             raise KeyboardInterrupt
         return self
-
-    def alive(self, seconds: float = 0.0) -> bool:
-        """Wait for at most so long; tell whether the run is still under way in this process."""
-        if self._thread is not None:
-            self._thread.join(seconds)
-        return self._thread is not None and self._thread.is_alive()
 
     def stop(self, *, now: bool = False) -> None:
         """Stop the run: at the next record of what is in flight, or (``now``) at once."""
@@ -214,18 +227,20 @@ class Run:
         assert executor is not None
 
         def live() -> None:
-            writer = Writer(journal, self.run_id, epoch, executor.durable, self._journal_broke)
             try:
-                executor.run(writer)
+                writer = Writer(journal, self.run_id, epoch, executor.durable, self._journal_broke)
+                try:
+                    executor.run(writer)
+                finally:
+                    writer.close()
+                    journal.close()
             except BaseException as error:  # noqa: BLE001 - told to whoever waits for the result
                 self._error = error
             finally:
                 self._error = self._error or executor.problem
-                writer.close()
-                journal.close()
+                self._over.set()
 
-        self._thread = threading.Thread(target=live, name=f"parflow-{self.run_id}", daemon=True)
-        self._thread.start()
+        threading.Thread(target=live, name=f"parflow-{self.run_id}", daemon=True).start()
 
     def _journal_broke(self, error: BaseException) -> None:
         """Without a journal nothing can be promised: the loop is left as it stands."""
@@ -251,6 +266,11 @@ def status_of(row: RunRow) -> str:
         entry = decode(row.status, row.status_body or b"{}")
         return str(getattr(entry, "status", "lost"))
     return "running" if row.lease is not None and row.lease.alive else "lost"
+
+
+def _find_code(row: RunRow) -> None:
+    """Look for the run's code where its process looked, after this process's own places."""
+    sys.path.extend(folder for folder in row.note.get("path", ()) if folder not in sys.path)
 
 
 def load_plan(state: RunState, store: Store) -> tuple[Plan, Any]:
@@ -332,7 +352,7 @@ def start(
     place = open_store(url)
     code, plan_key = _keep_code(place, plan, shape)
     started = RunStarted(flow, plan_key, plan.facts(), FAN_IN, _versions())
-    journal.create(run_id, flow, time.time(), {"store": place.url, "code": code, **(note or {})})
+    journal.create(run_id, flow, time.time(), {"store": place.url, "code": code, "path": sys.path, **(note or {})})
     epoch = journal.acquire(run_id, this_process(), time.time())
     owned = Owned(epoch, f"{os.uname().nodename}:{os.getpid()}", max_failures, asdict(options))
     journal.append(run_id, epoch, [encode(started), encode(owned)], time.time())
@@ -391,9 +411,10 @@ def resume(
             return Run(run_id, where)
         epoch = journal.acquire(run_id, this_process(), time.time())
         state = fold(decode(entry.kind, entry.body) for entry in journal.read(run_id))
-        assert state.started is not None
-        assert state.owned is not None
+        if state.started is None or state.owned is None:
+            raise ResumeError(f"run {run_id} ended before it began, and nothing of it was done. Start it again.")
         place = open_store(row.note["store"])
+        _find_code(row)
         recorded, _ = load_plan(state, place)
         if not force:
             _check_code(run_id, state, plan or recorded, given=plan is not None)
@@ -427,7 +448,8 @@ def _go(run: Run, journal: Journal, epoch: int, *, wait: bool, progress: bool | 
             from parflow.views.progress import show_progress
 
             show_progress(run)
-        run.wait()
+        else:
+            run.wait()
     return run
 
 

@@ -387,10 +387,10 @@ class Coordinator:
             failure = receipt.failure if condemned else None
         committed = None if nothing else receipt
         ticket = self._append(PieceEnded(number, piece, rest, committed, failure))
-        for part in rest:
-            self._enqueue(number, part, fresh=False)
         if not stage.chunks[piece.chunk].pending:
             self._settling.append((ticket, number, -1, 0, piece.chunk))
+        for part in rest:
+            self._enqueue(number, part, fresh=False)
         if self.tolerance.hopeless(stage.failed, stage.records):
             self._refuse(stage)
 

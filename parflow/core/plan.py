@@ -81,7 +81,8 @@ class Stage:
 
 
 def _preload(part: Any) -> Sequence[str]:
-    return getattr(part, "preload", ())
+    own = type(part).__module__
+    return (*getattr(part, "preload", ()), *([own] if own.startswith("parflow.") else []))
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,6 +62,7 @@ def serve(control: int) -> NoReturn:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = os.getppid()
+    importlib.import_module("parflow.runtime.worker")  # what each child needs, once for all of them
     sock = socket.socket(fileno=control)
     sock.settimeout(1.0)
     while True:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import pickle
 import platform
 import secrets
@@ -17,7 +18,7 @@ from typing import Any
 
 import dask
 import distributed
-from distributed import Client, LocalCluster
+from distributed import Client, Scheduler, SpecCluster, Worker
 from distributed.diagnostics.plugin import WorkerPlugin
 
 from parflow.errors import ClusterError, ClusterLostError, ParflowError, StoreNotVisibleError, VersionMismatchError
@@ -211,6 +212,7 @@ _SETTINGS = {
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
     "distributed.scheduler.work-stealing": False,
+    "distributed.worker.profile.enabled": False,  # samples the worker thread a hundred times a second
     "distributed.scheduler.http.routes": [],
     "distributed.worker.http.routes": [],
     "optimization.fuse.delayed": False,
@@ -229,16 +231,14 @@ class LocalSession:
         quiet = logging.getLogger("distributed")
         level = quiet.level
         with dask.config.set(_SETTINGS):
-            self.cluster = LocalCluster(
-                n_workers=1,
-                threads_per_worker=slots,
-                processes=False,
-                dashboard_address="127.0.0.1:0",
-                worker_dashboard_address="127.0.0.1:0",
-                scheduler_kwargs={"dashboard": False},
-                memory_limit=0,
-                plugins=(SandboxPlugin(sandbox),),
+            # What LocalCluster would build, but for its dashboards: they import Bokeh, and listen beyond this machine.
+            shared = {"protocol": "inproc://", "dashboard": False, "dashboard_address": "127.0.0.1:0"}
+            worker = {"nthreads": slots, "memory_limit": 0, "plugins": (SandboxPlugin(sandbox),), "silence_logs": logging.ERROR}
+            self.cluster = SpecCluster(
+                scheduler={"cls": Scheduler, "options": shared},
+                workers={0: {"cls": Worker, "options": shared | worker}},
                 silence_logs=logging.ERROR,
+                name=f"parflow-{os.getpid()}-{id(self):x}",
             )
             self.client = Client(self.cluster, set_as_default=False)
         quiet.setLevel(level)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from parflow.core.plan import Plan, Stage
-from parflow.errors import RecordError, RunError
+from parflow.errors import InputError, RecordError
 from parflow.model import START, Chunk, ChunkJob, MergeJob, Piece, Receipt, Ref, Rejected, chunk_id, digest
 from parflow.runtime.pipeline import WORDS, Broken, Context, run_merge, run_piece
 
@@ -124,7 +124,7 @@ def plain_graph(plan: Plan, target: int) -> tuple[dict[Any, Any], list[Any]]:
     chunks: list[Chunk] = []
     for item in stage.source.chunks(listing):
         if isinstance(item, Rejected):
-            raise RunError(f"{item.path}: {item.message}")
+            raise InputError(f"{item.path}: {item.message}")
         chunks.append(item)
     name = digest("".join([*stage.facts().fingerprints, chunk_id(p for c in chunks for p in c.parts)]).encode())[:16]
     graph: dict[Any, Any] = {}
@@ -137,6 +137,9 @@ def plain_graph(plan: Plan, target: int) -> tuple[dict[Any, Any], list[Any]]:
     if kind == "collect":
         keys = [(f"parflow-records-{name}-{output}", index) for index in range(len(level))]
         graph.update({key: Task(key, plain_records, output, TaskRef(chunk)) for key, chunk in zip(keys, level, strict=True)})
+        if not keys:
+            keys = [(f"parflow-records-{name}-{output}", 0)]
+            graph[keys[0]] = Task(keys[0], list)
         return graph, keys
     if kind == "sink":
         key = (f"parflow-publish-{name}", output)
@@ -152,3 +155,16 @@ def plain_graph(plan: Plan, target: int) -> tuple[dict[Any, Any], list[Any]]:
             graph[key] = Task(key, plain_merge, stage, output, last, List(*map(TaskRef, group)))
         if last:
             return graph, level
+
+
+def concatenate(results: Iterable[Iterable[Any]]) -> list[Any]:
+    """Put the records of chunks together."""
+    return [record for records in results for record in records]
+
+
+def gathered(graph: dict[Any, Any], keys: list[Any]) -> tuple[dict[Any, Any], Any]:
+    """Add to the graph of a dataset the one key of all its records; returns the graph and that key."""
+    from dask._task_spec import List, Task, TaskRef
+
+    last = f"parflow-all-{keys[0][0]}"
+    return {**graph, last: Task(last, concatenate, List(*map(TaskRef, keys)))}, last

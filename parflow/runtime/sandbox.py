@@ -170,6 +170,7 @@ class Sandbox:
     def __init__(self) -> None:
         self.server = ForkServer()
         self.lock = threading.Lock()
+        self.warming = threading.Lock()
         self.idle: list[Child] = []
         self.busy: dict[int, Child] = {}
         self.stopped: set[str] = set()
@@ -181,11 +182,17 @@ class Sandbox:
     # --- children ------------------------------------------------------------------------------------------------------
 
     def warm(self, children: int, preload: tuple[str, ...], memory: int | None) -> None:
-        """Import and fork ahead of the first batch."""
-        self.server.load(preload)
-        ready = [self._take(memory, fresh=True) for _ in range(children)]
-        for child in ready:
-            self._give(child)
+        """Import and fork ahead of the first batch, up to so many children; those with another limit go."""
+        with self.warming:
+            self.server.load(preload)
+            with self.lock:
+                odd = [child for child in self.idle if child.memory != memory]
+                self.idle = [child for child in self.idle if child.memory == memory]
+                missing = children - len(self.idle) - len(self.busy)
+            for child in odd:
+                child.end()
+            for child in [Child(self.server, memory) for _ in range(missing)]:
+                self._give(child)
 
     def _take(self, memory: int | None, *, fresh: bool) -> Child:
         with self.lock:
@@ -256,7 +263,8 @@ class Sandbox:
         if batch.isolation == "inline":
             self._inline(batch, receipts)
         else:
-            self.server.load(batch.preload)
+            with self.warming:  # children that are on their way are worth waiting for
+                self.server.load(batch.preload)
             number, barren = 0, 0
             while number < len(batch.jobs) and barren < 2:
                 if batch.attempt in self.stopped or (number and time.monotonic() - began > batch.slice):

@@ -10,11 +10,15 @@ from parflow.views.report import size
 if TYPE_CHECKING:
     from parflow.api.runs import Run
 
-INTERVAL = 0.2
-
 
 def show_progress(run: Run) -> None:
-    """Show bars on standard error until the run ends; Ctrl-C asks it to stop, as `Run.wait` does."""
+    """Show bars on standard error and wait for the run's end, as `Run.wait` does.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        When the run has ended, if Ctrl-C was pressed.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
@@ -25,31 +29,35 @@ def show_progress(run: Run) -> None:
         TextColumn("{task.fields[numbers]}", markup=False),
         TimeElapsedColumn(),
     )
-    presses = 0
+    since, told = time.monotonic(), 0
     with Progress(*columns, console=Console(stderr=True)) as bars:
         tasks = [bars.add_task(stage.facts.name[:40], total=None, numbers="") for stage in run.state.stages]
-        since = time.monotonic()
-        while True:
-            try:
-                alive = run.alive(INTERVAL)
-                for task, stage in zip(tasks, run.state.stages, strict=True):
-                    total = sum(state.chunk.weight for state in list(stage.chunks)) or None
-                    done = sum(state.chunk.weight for state in list(stage.chunks) if not state.pending)
-                    bars.update(
-                        task,
-                        total=total if stage.closed else None,
-                        completed=done,
-                        numbers=numbers(stage.records, stage.tally.bytes, stage.failed, time.monotonic() - since, done, total),
-                    )
-                if not alive:
-                    break
-            except KeyboardInterrupt:
-                presses += 1
-                what = "stopping at the next record; once more to stop at once" if presses == 1 else "stopping"
-                bars.console.print(f"[yellow]{what}")
-                run.stop(now=presses > 1)
-    if presses:
-        raise KeyboardInterrupt
+
+        def show(presses: int) -> None:
+            nonlocal told
+            for task, stage in zip(tasks, run.state.stages, strict=True):
+                total = sum(state.chunk.weight for state in list(stage.chunks)) or None
+                done = sum(state.chunk.weight for state in list(stage.chunks) if not state.pending)
+                bars.update(
+                    task,
+                    total=total if stage.closed else None,
+                    completed=done,
+                    numbers=numbers(stage.records, stage.tally.bytes, stage.failed, time.monotonic() - since, done, total),
+                )
+            if presses > told:
+                told = presses
+                bars.console.print(stopping(presses), style="yellow")
+
+        run.wait(show)
+
+
+def stopping(presses: int) -> str:
+    """Say what a Ctrl-C does.
+
+    >>> stopping(1)
+    'stopping at the next record; Ctrl-C once more to stop at once'
+    """
+    return "stopping at the next record; Ctrl-C once more to stop at once" if presses == 1 else "stopping at once"
 
 
 def numbers(records: int, count: int, failed: int, elapsed: float, done: int, total: int | None) -> str:

@@ -95,10 +95,11 @@ def summary(run: Run) -> str:
     tally = state.tally
     lines = [f"run {run.run_id}: {status}"]
     for stage in map(stage_numbers, state.stages):
-        speed = f" in {stage.wall:.2f} s on {stage.slots} slots, {stage.share:.0%} busy" if stage.wall else ""
-        lines.append(f"  {stage.name}: {stage.records:,} records, {size(stage.bytes)}{speed}")
+        speed = f" in {stage.wall:.2f} s on {_counted(stage.slots, 'slot')}, {stage.share:.0%} busy" if stage.wall else ""
+        lines.append(f"  {stage.name}: {_counted(stage.records, 'record')}, {size(stage.bytes)}{speed}")
         gate = "open" if stage.opened else "closed"
-        lines.append(f"    {stage.done} of {stage.chunks} chunks done; barrier {gate}; {stage.failed} dead letters")
+        done = f"{stage.done:,} of {_counted(stage.chunks, 'chunk')} done"
+        lines.append(f"    {done}; barrier {gate}; {_counted(stage.failed, 'dead letter')}")
         if stage.encodings:
             used = ", ".join(f"{count:,} as {encoding}" for encoding, count in sorted(stage.encodings.items()))
             lines.append(f"    text not in the declared encoding: {used}")
@@ -107,6 +108,10 @@ def summary(run: Run) -> str:
     if status in ("failed", "stopped", "lost"):
         lines.append(f"  go on with: parflow resume {run.run_id}")
     return "\n".join(lines)
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' if count != 1 else ''}"
 
 
 def cause_lines(failures: Sequence[Failure], most: int = 5) -> list[str]:

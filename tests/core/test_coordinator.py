@@ -584,6 +584,20 @@ def test_a_result_found_in_the_store_is_adopted_and_not_run_again() -> None:
     assert [merge.result.inline for merge in entries(Merged, asked)] == [b"(ab1 )"]
 
 
+def test_a_chunk_adopted_in_several_pieces_counts_once_for_its_merge() -> None:
+    facts = StageFacts("read", ("read",), ("count",), ("reduce",))
+    ended = [PieceEnded(0, Piece(i), receipt=done(f"{i} ")) for i in range(1, 15)]
+    history: list[Entry] = [RunStarted("flow", "", (facts,), 16), listing(*[1] * 17).entry, *ended]
+    coordinator = begin(history=history, window=9)
+    cut = Receipt("stopped", at(4), results=done("0").results, tally=Tally(4))
+    coordinator.start([(0, Piece(0), cut), (0, Piece(0, at(4)), done(" "))])
+    coordinator.handle(Durable(2))
+    asked = coordinator.handle(SlotsChanged(1))
+    assert [job for submit in only(Submit, asked) for job in only(MergeJob, submit.jobs)] == []
+    merges = entries(Merged, play(coordinator, asked))
+    assert (merges[0].result.inline or b"").decode() == "(" + "".join(f"{i} " for i in range(16)) + ")"
+
+
 def test_attempts_of_two_coordinators_have_different_names() -> None:
     first = begin()
     history: list[Entry] = [RunStarted("flow", "", (first.state.stages[0].facts,), 16), listing(1).entry]

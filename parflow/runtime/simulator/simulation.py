@@ -92,6 +92,7 @@ def simulate(world: World, seed: int = 0, faults: Faults = CALM, *, audit: bool 
 
     Examples
     --------
+    >>> from parflow.runtime.simulator import ROUGH, VirtualRecord, VirtualStage, World, simulate
     >>> one = (VirtualRecord(), VirtualRecord("raises"))
     >>> outcome = simulate(World((VirtualStage((one, one)),), max_failures=2), seed=1, faults=ROUGH)
     >>> outcome.results[0, 0], outcome.dead
@@ -396,7 +397,7 @@ class Simulation:
             encodings={"utf-8": len(names)} if names else {},
             started=begun,
         )
-        if any(ref and ref.key for ref in (*results, receipt.failures)):
+        if files or any(ref and ref.key for ref in (*results, receipt.failures)):
             self.found[job.stage, job.piece] = receipt
         return receipt
 

@@ -46,6 +46,7 @@ class ParquetSink(Sink):
     compression: str = field(default="zstd", kw_only=True)
 
     extension = "parquet"
+    preload = ("pyarrow.parquet",)
 
     def __post_init__(self) -> None:
         super().__post_init__()
