@@ -137,7 +137,13 @@ def main() -> None:
 @main.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
 @click.argument("flow")
 @_running
-@click.option("--max-failures", type=_number, default=0, metavar="NUMBER", help="Dead letters to go on over: a count, or a share below 1.")
+@click.option(
+    "--max-failures",
+    type=_number,
+    default="0",
+    metavar="NUMBER",
+    help="Dead letters to go on over: a count, or a share below 1.",
+)
 @click.option("--isolation", type=click.Choice(["process", "inline"]), default="process", help="Children, or none.")
 @click.option("--slice", "slice_", default="30s", help="How long a chunk may take before it's committed as far as it is.")
 @click.option("--store", help="Where results are kept: a folder or URL that every worker sees.")
@@ -154,11 +160,11 @@ def run(
     parflow run flows.py:sentiment --source data.jsonl --max-failures 0.01
     """
     with _errors(debug):
-        from parflow.api.flows import load_flow
+        from parflow.api.flows import load_flow, note_of
 
         workflow = load_flow(flow)
         arguments = _parameters(workflow, ctx.args)
-        note = {"target": flow, "arguments": {key: repr(value) for key, value in arguments.items()}}
+        note = note_of(flow, arguments)
         bound = workflow(**arguments)
         started = bound.run(wait=False, slice=slice_, note=note, **options)
         _follow(started, as_json=as_json, progress=progress)
@@ -168,7 +174,11 @@ def run(
 @click.argument("name", default="last")
 @_running
 @click.option("--max-failures", type=_number, metavar="NUMBER", help="A new tolerance for dead letters.")
-@click.option("--force", is_flag=True, help="Go on although inputs changed: changed ones become dead letters.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Go on although code or inputs changed: with the recorded code, changed inputs become dead letters.",
+)
 def resume(name: str, as_json: bool, debug: bool, progress: bool | None, **options: Any) -> None:
     """Go on with a run: NAME as `parflow runs` shows it, a beginning of it, or "last".
 
@@ -177,9 +187,12 @@ def resume(name: str, as_json: bool, debug: bool, progress: bool | None, **optio
     parflow resume wordcount-261125 --max-failures 3
     """
     with _errors(debug):
+        from parflow.api.flows import plan_again
+        from parflow.api.runs import find_run
         from parflow.api.runs import resume as go_on
 
-        _follow(go_on(name, wait=False, **options), as_json=as_json, progress=progress)
+        plan = None if options["force"] else plan_again(find_run(name, options["home"]).note)
+        _follow(go_on(name, plan=plan, wait=False, **options), as_json=as_json, progress=progress)
 
 
 def _follow(started: Run, *, as_json: bool, progress: bool | None) -> None:
@@ -345,7 +358,7 @@ def failures(name: str, traceback: bool, home: str | None, as_json: bool, debug:
     """
     with _errors(debug):
         from parflow.api.runs import open_run
-        from parflow.views.report import cause_lines, printable
+        from parflow.views.report import cause_lines, counted, printable
 
         opened = open_run(name, home)
         letters = opened.failures()
@@ -355,7 +368,7 @@ def failures(name: str, traceback: bool, home: str | None, as_json: bool, debug:
         if not letters:
             click.echo(f"run {opened.run_id} has no dead letters")
             return
-        click.echo(f"{len(letters):,} dead letters of run {opened.run_id}")
+        click.echo(f"{counted(len(letters), 'dead letter')} of run {opened.run_id}")
         for line in cause_lines(letters):
             click.echo(f"  {line}")
         for letter in letters:

@@ -201,9 +201,8 @@ class Receipt:
     """What a worker says of one job.
 
     status
-        ``done``: all of it. ``stopped``: up to ``cursor``, the rest is to be queued again (``suspect``: the record at the
-        cursor is to be run alone first). ``died``: the child ended with the record at ``cursor`` in hand and nothing of the
-        job stands. ``broken``: the step can't run at all.
+        ``done``: all of it. ``stopped``: up to ``cursor``, the rest is to be queued again. ``died``: the record at ``cursor``
+        was in hand when the child ended or ran out of memory, and nothing of the job stands. ``broken``: the step can't run.
     results
         One reference for each output of the stage: a reduction's partial state, a collection's records, or None.
     failures
@@ -214,7 +213,6 @@ class Receipt:
 
     status: Literal["done", "stopped", "died", "broken"]
     cursor: Cursor | None = None
-    suspect: bool = False
     results: tuple[Ref | None, ...] = ()
     files: tuple[SinkFile, ...] = ()
     failures: Ref | None = None

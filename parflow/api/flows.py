@@ -6,8 +6,10 @@ import importlib
 import importlib.util
 import os
 import sys
+from typing import Any
 
 from parflow.api.tasks import Workflow
+from parflow.core.plan import Plan
 from parflow.errors import UsageError
 
 
@@ -50,3 +52,23 @@ def load_flow(target: str) -> Workflow:
     if len(flows) != 1:
         raise UsageError(f"{place} has {len(flows)} workflows ({', '.join(flows) or 'none'}); name one: {place}:NAME")
     return next(iter(flows.values()))
+
+
+def note_of(target: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return what a run has to remember to find its workflow again."""
+    return {"flow": {"target": target, "folder": os.getcwd(), "arguments": arguments}}
+
+
+def plan_again(note: dict[str, Any]) -> Plan | None:
+    """Plan a recorded run's workflow as its file has it now; None when it can't be found any more."""
+    flow = note.get("flow")
+    if not flow or not os.path.isdir(flow["folder"]):
+        return None
+    here = os.getcwd()
+    os.chdir(flow["folder"])  # its file and its paths were named from there
+    try:
+        return load_flow(flow["target"])(**flow["arguments"]).plan()
+    except UsageError:
+        return None
+    finally:
+        os.chdir(here)

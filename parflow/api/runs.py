@@ -130,7 +130,7 @@ class Run:
         """``running``, ``succeeded``, ``failed`` or ``stopped``; ``lost`` when its process ended without a word."""
         if self._executor is not None:
             return self.state.status
-        return status_of(_find(self.home, self.run_id)[0])
+        return status_of(find_run(self.run_id, self.home))
 
     def result(self) -> Any:
         """Wait for the end and return what the workflow returned, with values in the place of what was lazy.
@@ -285,6 +285,13 @@ def _find(home: str, name: str) -> tuple[RunRow, Journal]:
     return journal.find(name, STATUS_KINDS), journal
 
 
+def find_run(name: str = "last", home: str | os.PathLike[str] | None = None) -> RunRow:
+    """Return a run's row in the journal."""
+    row, journal = _find(home_folder(home), name)
+    journal.close()
+    return row
+
+
 def list_runs(home: str | os.PathLike[str] | None = None) -> list[RunRow]:
     """Return all runs of a home, newest first."""
     journal = _open_home(home_folder(home))
@@ -309,9 +316,7 @@ def open_run(name: str = "last", home: str | os.PathLike[str] | None = None) -> 
     RunNotFoundError
         When there is none.
     """
-    row, journal = _find(home_folder(home), name)
-    journal.close()
-    return Run(row.run_id, home_folder(home))
+    return Run(find_run(name, home).run_id, home_folder(home))
 
 
 # --- starting ----------------------------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
 """The run's state machine: stimuli in, instructions out. No thread, clock, file or Dask in it.
 
 The executor (and the simulator, with the same code) tells the coordinator what happened and carries out what it asks for,
-in order. Each decision that must outlive the process is an entry: it is applied to the state here, handed out as an
-`Append`, and nothing that rests on it is asked for before the executor has said that it is durable.
+in order. Each decision that must outlive the process is an entry: it is applied to the state here and handed out as an
+`Append`. What can't be taken back (a merge, a barrier, publishing, the end) waits until the executor has said that the entries
+it rests on are durable; more work of the same kind need not, since the journal is durable in the order of its entries.
 """
 
 from __future__ import annotations
@@ -375,17 +376,16 @@ class Coordinator:
         at = receipt.cursor or piece.start
         rest: tuple[Piece, ...] = ()
         failure: Failure | None = None
-        nothing = receipt.status == "died" or (receipt.status == "stopped" and at.ordinal <= piece.first)
         if receipt.status == "stopped":
-            if nothing and not receipt.suspect:
+            if at.ordinal <= piece.first:
                 self._enqueue(number, piece, fresh=False)  # it yielded before its first record
                 return
-            rest = _split(piece, at, suspect=receipt.suspect)
+            rest = _rest(piece, at)
         elif receipt.status == "died":
             condemned = receipt.failure is not None and (piece.alone or receipt.failure.cause == "timeout")
-            rest = _before(piece, at) + _split(piece, at, suspect=not condemned, skip=condemned)
+            rest = _around(piece, at, alone=not condemned)
             failure = receipt.failure if condemned else None
-        committed = None if nothing else receipt
+        committed = None if receipt.status == "died" else receipt
         ticket = self._append(PieceEnded(number, piece, rest, committed, failure))
         if not stage.chunks[piece.chunk].pending:
             self._settling.append((ticket, number, -1, 0, piece.chunk))
@@ -489,23 +489,21 @@ class Coordinator:
         )
 
 
-def _before(piece: Piece, at: Cursor) -> tuple[Piece, ...]:
-    """Return what of a piece lies before the record at a cursor."""
-    if at.ordinal <= piece.first:
-        return ()
-    return (Piece(piece.chunk, piece.start, piece.skip, at.ordinal),)
+def _rest(piece: Piece, at: Cursor) -> tuple[Piece, ...]:
+    """Return what of a piece begins at a cursor."""
+    return () if piece.stop is not None and at.ordinal >= piece.stop else (Piece(piece.chunk, at, 0, piece.stop),)
 
 
-def _split(piece: Piece, at: Cursor, *, suspect: bool, skip: bool = False) -> tuple[Piece, ...]:
-    """Return what of a piece begins at a cursor: whole, without its first record (``skip``), or with that one alone."""
+def _around(piece: Piece, at: Cursor, *, alone: bool) -> tuple[Piece, ...]:
+    """Split a piece around the record at a cursor: what lies before it, the record ``alone`` or not at all, what lies behind."""
+    before = (Piece(piece.chunk, piece.start, piece.skip, at.ordinal),) if at.ordinal > piece.first else ()
     passed = 0
-    if at.ordinal < piece.first:  # it ended on the way to its first record, which is the one meant
+    if at.ordinal < piece.first:  # the child died on its way to its first record, which is the one meant
         at, passed = piece.start, piece.skip
-    first, chunk, stop = at.ordinal + passed, piece.chunk, piece.stop
-    if not (suspect or skip):
-        return () if stop is not None and first >= stop else (Piece(chunk, at, passed, stop),)
-    rest = () if stop is not None and first + 1 >= stop else (Piece(chunk, at, passed + 1, stop),)
-    return rest if skip else (Piece(chunk, at, passed, first + 1, alone=True), *rest)
+    behind = at.ordinal + passed + 1
+    suspect = (Piece(piece.chunk, at, passed, behind, alone=True),) if alone else ()
+    after = () if piece.stop is not None and behind >= piece.stop else (Piece(piece.chunk, at, passed + 1, piece.stop),)
+    return before + suspect + after
 
 
 def _tell(failure: Failure) -> str:

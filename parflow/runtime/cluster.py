@@ -28,6 +28,8 @@ from parflow.runtime.worker import Batch
 from parflow.storage.store import open_store
 
 PLUGIN = "parflow"
+CONNECT_SECONDS = 10.0
+WORKERS_SECONDS = 30.0
 
 Settled = Callable[[str, tuple[Receipt | None, ...] | BaseException], None]
 
@@ -68,16 +70,16 @@ def run_batch(payload: bytes) -> bytes:
     return pickle.dumps(plugin.sandbox.run(batch, plugin.slot()), protocol=5)
 
 
-def _stop(attempts: tuple[str, ...], dask_worker: Any) -> None:
+def _stop(names: tuple[str, ...], dask_worker: Any) -> None:
     plugin = dask_worker.plugins.get(PLUGIN)
     if plugin is not None and plugin.sandbox is not None:
-        plugin.sandbox.stop(attempts)
+        plugin.sandbox.stop(names)
 
 
-def _kill(attempts: tuple[str, ...], dask_worker: Any) -> None:
+def _kill(names: tuple[str, ...], dask_worker: Any) -> None:
     plugin = dask_worker.plugins.get(PLUGIN)
     if plugin is not None and plugin.sandbox is not None:
-        plugin.sandbox.kill(attempts)
+        plugin.sandbox.kill(names)
 
 
 def versions() -> dict[str, str]:
@@ -117,7 +119,7 @@ class Hands:
         self.client = client
         self.sandbox = sandbox
         self.release = release
-        self.futures: dict[str, Any] = {}
+        self.futures: dict[str, tuple[str, Any]] = {}  # of each attempt in flight: its batch's name, and Dask's future
         self.submitted = 0
 
     @property
@@ -125,6 +127,8 @@ class Hands:
         """How many jobs the workers run at once."""
         if self.sandbox is not None:
             return sum(worker.state.nthreads for worker in self.client.cluster.workers.values())
+        if self.client.status != "running":  # it looks for its scheduler
+            return 0
         return sum(worker["nthreads"] for worker in self.client.scheduler_info(n_workers=-1)["workers"].values())
 
     def check(self, store: Any) -> None:
@@ -153,15 +157,19 @@ class Hands:
     def submit(self, batch: Batch, settled: Settled) -> None:
         """Send a batch; ``settled`` is called with its receipts or its loss, on another thread."""
         self.submitted += 1
-        future = self.client.submit(
-            run_batch,
-            pickle.dumps(batch, protocol=5),
-            key=f"parflow-{batch.run_id}/{batch.stage}/{batch.attempt}",
-            pure=False,
-            retries=0,
-            priority=-self.submitted,
-        )
-        self.futures[batch.attempt] = future
+        try:
+            future = self.client.submit(
+                run_batch,
+                pickle.dumps(batch, protocol=5),
+                key=f"parflow-{batch.run_id}/{batch.stage}/{batch.attempt}",
+                pure=False,
+                retries=0,
+                priority=-self.submitted,
+            )
+        except Exception as error:  # noqa: BLE001 - the client closed after it lost its scheduler
+            settled(batch.attempt, ClusterLostError(str(error), "RUN"))
+            return
+        self.futures[batch.attempt] = batch.name, future
 
         def back(future: Any, attempt: str = batch.attempt) -> None:
             if self.futures.pop(attempt, None) is None:
@@ -175,29 +183,30 @@ class Hands:
 
     def reason(self, error: BaseException) -> BaseException:
         """Tell the loss of a worker from the loss of the cluster."""
-        gone = self.client.status != "running" or "scheduler" in str(error)
-        if gone or not self.client.scheduler_info().get("workers"):
+        if self.client.status != "running" or "scheduler" in str(error):
             return ClusterLostError(str(error) or type(error).__name__, "RUN")
         return error
 
     def stop(self, attempts: tuple[str, ...]) -> None:
         """Ask batches to come back at their next record."""
+        flying = self.futures.copy()
+        names = tuple(flying[attempt][0] for attempt in attempts if attempt in flying)
         if self.sandbox is not None:
-            self.sandbox.stop(attempts)
+            self.sandbox.stop(names)
         else:
-            self.client.run(_stop, attempts, on_error="ignore")
+            self.client.run(_stop, names, on_error="ignore")
 
     def abandon(self) -> None:
         """Forget everything in flight, and end what works on it."""
-        attempts, futures = tuple(self.futures), list(self.futures.values())
-        self.futures = {}
-        if attempts and self.sandbox is not None:
-            self.sandbox.kill(attempts)
-        elif attempts:
+        flying, self.futures = self.futures, {}
+        names = tuple(name for name, _ in flying.values())
+        if names and self.sandbox is not None:
+            self.sandbox.kill(names)
+        elif names:
             with contextlib.suppress(Exception):  # a cluster that is gone has nothing to end
-                self.client.run(_kill, attempts, on_error="ignore")
-        if futures:
-            self.client.cancel(futures, force=True)
+                self.client.run(_kill, names, on_error="ignore")
+        if flying:
+            self.client.cancel([future for _, future in flying.values()], force=True)
 
     def close(self) -> None:
         """Let go of the cluster."""
@@ -266,16 +275,20 @@ def connect(where: Any) -> Hands:
         client, release = where, None
     else:
         try:
-            client = Client(where, set_as_default=False, timeout=10)
+            client = Client(where, set_as_default=False, timeout=CONNECT_SECONDS)
             release = client.close
         except (OSError, TimeoutError, ValueError) as error:
             raise ClusterError(f"can't reach a Dask scheduler at {where!r}: {error}") from error
     try:
-        client.wait_for_workers(1, timeout=30)
-    except TimeoutError as error:
-        raise ClusterError(f"the cluster at {client.scheduler.address} has had no worker for 30 s; start some") from error
-    try:
+        client.wait_for_workers(1, timeout=WORKERS_SECONDS)
         client.register_plugin(SandboxPlugin(), name=PLUGIN)
+    except TimeoutError as error:
+        where = client.scheduler.address
+        if release is not None:
+            release()
+        raise ClusterError(f"the cluster at {where} has had no worker for {WORKERS_SECONDS:g} s; start some") from error
     except Exception as error:
+        if release is not None:
+            release()
         raise ClusterError(f"the workers can't load parflow: {error}. Install the same version on them.") from error
     return Hands(client, release=release)

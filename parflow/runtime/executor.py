@@ -108,6 +108,8 @@ class Executor:
         self.first_chunk: float | None = None
         self.problem: BaseException | None = None
         self._stopping = threading.Event()
+        self._connecting = threading.Lock()
+        self._over = False
         self._idle_since: float | None = None
 
     @property
@@ -145,20 +147,31 @@ class Executor:
         self._spawn("connect", self._connect)
         try:
             self._obey(self.coordinator.start(self._adopted()))
+            looked = time.monotonic()
             while self.ended is None:
-                try:
-                    stimulus = self.inbox.get(timeout=TICK)
-                except queue.Empty:
-                    self._tick()
-                else:
-                    if stimulus is None:
-                        raise self.problem or RuntimeError("gave up")
+                stimulus = self._next()
+                if stimulus is not None:
                     self._obey(self.coordinator.handle(stimulus))
+                if time.monotonic() - looked > TICK:
+                    self._tick()
+                    looked = time.monotonic()
         finally:
             self._stopping.set()
-            if self.hands is not None:
-                self.hands.close()
+            with self._connecting:
+                self._over = True
+                if self.hands is not None:
+                    self.hands.close()
         return self.ended
+
+    def _next(self) -> Stimulus | None:
+        """Wait for the next stimulus, and for no longer than until the next look at the cluster."""
+        try:
+            stimulus = self.inbox.get(timeout=TICK)
+        except queue.Empty:
+            return None
+        if stimulus is None:
+            raise self.problem or RuntimeError("gave up")
+        return stimulus
 
     def _obey(self, instructions: list[Instruction]) -> None:
         assert self.writer is not None
@@ -199,19 +212,30 @@ class Executor:
         self._idle_since = None if slots else (self._idle_since or now)
         if self._idle_since is not None and now - self._idle_since > NO_WORKERS_SECONDS:
             self.broke(ClusterLostError(f"it has had no worker for {NO_WORKERS_SECONDS:g} s", self.run_id))
+            for attempt in [*self.coordinator.inflight]:  # nobody is there to send them back
+                self.inbox.put(BatchLost(attempt, "it has no worker"))
 
     # --- acts ------------------------------------------------------------------------------------------------------------
 
     def _connect(self) -> None:
         hands = self.connect()
-        hands.check(self.store)
-        self.hands = hands
-        self.inbox.put(SlotsChanged(hands.slots))
+        try:
+            hands.check(self.store)
+            slots = hands.slots
+        except BaseException:
+            hands.close()
+            raise
+        with self._connecting:
+            if self._over:  # the run ended while it connected
+                hands.close()
+                return
+            self.hands = hands
+        self.inbox.put(SlotsChanged(slots))
 
     def _adopted(self) -> Iterator[tuple[int, Any, Receipt]]:
         """Offer what the store holds for pieces that the journal has pending (on a first run: nothing)."""
         if any(stage.chunks for stage in self.state.stages):
-            yield from adoptable(self.store)
+            yield from adoptable(self.store, self.state.stages)
 
     def _submit(self, submit: Submit) -> None:
         assert self.hands is not None

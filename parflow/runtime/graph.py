@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import secrets
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from parflow.core.plan import Plan, Stage
 from parflow.errors import InputError, RecordError
 from parflow.model import START, Chunk, ChunkJob, MergeJob, Piece, Receipt, Ref, Rejected, chunk_id, digest
+from parflow.runtime.code import dumps
 from parflow.runtime.pipeline import WORDS, Broken, Context, run_merge, run_piece
 
 FAN_IN = 16
@@ -95,6 +97,15 @@ def unpickle_all(data: bytes) -> Iterator[Any]:
         yield pickle.load(stream)
 
 
+def _name(stage: Stage, chunks: list[Chunk]) -> str:
+    """Name a computation: Dask takes two of one name for one, so the name covers all that a pickle of the code does."""
+    try:
+        code = digest(dumps(stage))
+    except Exception:  # noqa: BLE001 - code that can't travel runs on threads all the same, under a name of its own
+        code = secrets.token_hex(16)
+    return digest("".join([code, *stage.facts().fingerprints, chunk_id(p for c in chunks for p in c.parts)]).encode())[:16]
+
+
 def plain_graph(plan: Plan, target: int) -> tuple[dict[Any, Any], list[Any]]:
     """Build the graph of one requested output.
 
@@ -126,7 +137,7 @@ def plain_graph(plan: Plan, target: int) -> tuple[dict[Any, Any], list[Any]]:
         if isinstance(item, Rejected):
             raise InputError(f"{item.path}: {item.message}")
         chunks.append(item)
-    name = digest("".join([*stage.facts().fingerprints, chunk_id(p for c in chunks for p in c.parts)]).encode())[:16]
+    name = _name(stage, chunks)
     graph: dict[Any, Any] = {}
     level: list[Any] = []
     for chunk in chunks:

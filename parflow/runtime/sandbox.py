@@ -233,19 +233,19 @@ class Sandbox:
 
     # --- batches -------------------------------------------------------------------------------------------------------
 
-    def stop(self, attempts: tuple[str, ...]) -> None:
+    def stop(self, names: tuple[str, ...]) -> None:
         """Ask batches to come back at their next record; those that have not begun won't."""
         with self.lock:
-            self.stopped.update(attempts)
-            markers = [self.markers[attempt] for attempt in attempts if attempt in self.markers]
+            self.stopped.update(names)
+            markers = [self.markers[name] for name in names if name in self.markers]
         for marker in markers:
             marker[STOP] = 1
 
-    def kill(self, attempts: tuple[str, ...]) -> None:
+    def kill(self, names: tuple[str, ...]) -> None:
         """End batches at once: the records in hand are lost with their children."""
-        self.stop(attempts)
+        self.stop(names)
         with self.lock:
-            children = [self.working[attempt] for attempt in attempts if attempt in self.working]
+            children = [self.working[name] for name in names if name in self.working]
         for child in children:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child.pid, signal.SIGKILL)
@@ -267,7 +267,7 @@ class Sandbox:
                 self.server.load(batch.preload)
             number, barren = 0, 0
             while number < len(batch.jobs) and barren < 2:
-                if batch.attempt in self.stopped or (number and time.monotonic() - began > batch.slice):
+                if batch.name in self.stopped or (number and time.monotonic() - began > batch.slice):
                     break
                 before = number
                 number = self._isolated(batch, number, receipts, began)
@@ -278,8 +278,8 @@ class Sandbox:
             if barren == 2:
                 receipts[number] = _unloadable(batch)
         with self.lock:
-            self.markers.pop(batch.attempt, None)
-            self.working.pop(batch.attempt, None)
+            self.markers.pop(batch.name, None)
+            self.working.pop(batch.name, None)
         return tuple(None if receipt is None else _placed(receipt, slot) for receipt in receipts)
 
     def _inline(self, batch: Batch, receipts: list[Receipt | None]) -> None:
@@ -296,10 +296,10 @@ class Sandbox:
 
     def _watchable(self, batch: Batch, marker: Any, child: Child | None = None) -> None:
         with self.lock:
-            self.markers[batch.attempt] = marker
+            self.markers[batch.name] = marker
             if child is not None:
-                self.working[batch.attempt] = child
-            if batch.attempt in self.stopped:
+                self.working[batch.name] = child
+            if batch.name in self.stopped:
                 marker[STOP] = 1
 
     def _isolated(self, batch: Batch, first: int, receipts: list[Receipt | None], began: float) -> int:
@@ -329,7 +329,7 @@ class Sandbox:
             self._drop(child)
         else:
             self._give(child)
-        return answered if batch.attempt not in self.stopped and child.marker[STOP] == 0 else len(batch.jobs)
+        return answered if batch.name not in self.stopped and child.marker[STOP] == 0 else len(batch.jobs)
 
     def _watch(
         self, child: Child, batch: Batch, receipts: list[Receipt | None], began: float

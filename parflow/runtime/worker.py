@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pickle
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from parflow.core.history import StageState
 from parflow.core.plan import Stage
 from parflow.errors import CodeError
-from parflow.model import INLINE_BYTES, ChunkJob, Job, MergeJob, Piece, Receipt, dump_json, from_json, load_json, to_json
+from parflow.model import INLINE_BYTES, Job, MergeJob, Piece, Receipt, dump_json, from_json, load_json, to_json
 from parflow.runtime.pipeline import JOB, STOP, Broken, Context, Marker, describe, run_merge, run_piece
 from parflow.storage.store import Store, open_store
 
@@ -38,6 +39,11 @@ class Batch:
     isolation: Isolation = "process"
     preload: tuple[str, ...] = ()
     inline_bytes: int = INLINE_BYTES
+
+    @property
+    def name(self) -> str:
+        """Name the batch among those of all runs: a worker may serve several at once."""
+        return f"{self.run_id}/{self.attempt}"
 
 
 @dataclass(slots=True)
@@ -104,20 +110,17 @@ def _run_job(batch: Batch, job: Job, stage: Stage, store: Store, marker: Marker)
     name = f"s{job.stage}-{job.piece.chunk:06d}-{job.piece.first:09d}-{token}"
     receipt = run_piece(stage, job, Context(batch.run_id, name, store, marker, batch.inline_bytes), batch.timeouts)
     if receipt.files or any(ref is not None and ref.key for ref in receipt.results):
-        claim = {"stage": job.stage, "piece": to_json(job.piece), "receipt": to_json(receipt)}
+        claim = {"stage": job.stage, "chunk": job.chunk.id, "piece": to_json(job.piece), "receipt": to_json(receipt)}
         store.put(f"done/{name}.json", dump_json(claim))
     return receipt
 
 
-def adoptable(store: Store) -> Iterator[tuple[int, Piece, Receipt]]:
-    """Yield what the store holds of finished pieces, whether or not the journal knows it."""
+def adoptable(store: Store, stages: Sequence[StageState]) -> Iterator[tuple[int, Piece, Receipt]]:
+    """Yield what the store holds of chunks that the journal has pending: finished pieces whose entries were lost."""
     for key in store.keys("done/"):
+        stage, chunk = (int(part) for part in key.removeprefix("done/s").split("-")[:2])
+        if chunk >= len(stages[stage].chunks) or not stages[stage].chunks[chunk].pending:
+            continue
         claim: dict[str, Any] = load_json(store.get(key))
-        yield claim["stage"], from_json(Piece, claim["piece"]), from_json(Receipt, claim["receipt"])
-
-
-def covers(batch: Batch) -> str:
-    """Say in a few words what a batch does, for Dask's dashboard and logs."""
-    job = batch.jobs[0]
-    what = f"chunk {job.piece.chunk}" if isinstance(job, ChunkJob) else "merge"
-    return what if len(batch.jobs) == 1 else f"{what} and {len(batch.jobs) - 1} more"
+        if claim["chunk"] == stages[stage].chunks[chunk].chunk.id:
+            yield stage, from_json(Piece, claim["piece"]), from_json(Receipt, claim["receipt"])

@@ -95,11 +95,11 @@ def summary(run: Run) -> str:
     tally = state.tally
     lines = [f"run {run.run_id}: {status}"]
     for stage in map(stage_numbers, state.stages):
-        speed = f" in {stage.wall:.2f} s on {_counted(stage.slots, 'slot')}, {stage.share:.0%} busy" if stage.wall else ""
-        lines.append(f"  {stage.name}: {_counted(stage.records, 'record')}, {size(stage.bytes)}{speed}")
+        speed = f" in {stage.wall:.2f} s on {counted(stage.slots, 'slot')}, {stage.share:.0%} busy" if stage.wall else ""
+        lines.append(f"  {stage.name}: {counted(stage.records, 'record')}, {size(stage.bytes)}{speed}")
         gate = "open" if stage.opened else "closed"
-        done = f"{stage.done:,} of {_counted(stage.chunks, 'chunk')} done"
-        lines.append(f"    {done}; barrier {gate}; {_counted(stage.failed, 'dead letter')}")
+        done = f"{stage.done:,} of {counted(stage.chunks, 'chunk')} done"
+        lines.append(f"    {done}; barrier {gate}; {counted(stage.failed, 'dead letter')}")
         if stage.encodings:
             used = ", ".join(f"{count:,} as {encoding}" for encoding, count in sorted(stage.encodings.items()))
             lines.append(f"    text not in the declared encoding: {used}")
@@ -110,7 +110,12 @@ def summary(run: Run) -> str:
     return "\n".join(lines)
 
 
-def _counted(count: int, what: str) -> str:
+def counted(count: int, what: str) -> str:
+    """Write a number of things.
+
+    >>> counted(1, "chunk"), counted(1200, "chunk")
+    ('1 chunk', '1,200 chunks')
+    """
     return f"{count:,} {what}{'s' if count != 1 else ''}"
 
 

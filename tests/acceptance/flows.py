@@ -107,3 +107,16 @@ def crashing(source: str) -> Any:
 def settings(count: int, share: float = 0.5, loud: bool = False, name: str | None = None) -> Any:
     """Show what parameters become."""
     return pf.items(range(count)).map(lambda number: (number, share, loud, name))
+
+
+@pf.workflow
+def tally(source: str) -> Any:
+    """Count equal lines."""
+    return pf.read_lines(source).reduce(pf.counter())
+
+
+@pf.workflow
+def odd() -> Any:
+    """Give a result that JSON hardly has."""
+    things = {("a", 1): 1, "big": 2**80, "broken \udcff": (1, 2), None: None}
+    return pf.items([1]).reduce(pf.reducer(dict, lambda state, record: things, lambda a, b: things, name="odd"))

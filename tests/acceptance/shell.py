@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -100,7 +101,13 @@ class Terminal:
 
     @property
     def text(self) -> str:
+        """All that the terminal got, its control sequences too."""
         return self.seen.decode("utf-8", "replace")
+
+    @property
+    def shown(self) -> str:
+        """What a person could read of it, one line above the other."""
+        return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", self.text).replace("\r", "\n")
 
     def press_ctrl_c(self) -> None:
         os.write(self.keyboard, b"\x03")

@@ -93,8 +93,8 @@ def test_too_many_dead_letters_fail_the_run_and_the_message_tells_how_to_go_on(s
 
     letters = shell.json("failures")
     assert [(letter["record"].rpartition("/")[2], letter["step"], letter["message"]) for letter in letters] == [
-        ("lines.txt:2", "number", "x is no number"),
-        ("lines.txt:6", "number", "y is no number"),
+        ("lines.txt#2", "number", "x is no number"),
+        ("lines.txt#6", "number", "y is no number"),
     ]
     text = shell("failures", "--traceback").out
     assert "2 dead letters" in text

@@ -236,20 +236,11 @@ def test_a_timeout_is_condemned_at_once() -> None:
     assert ended == PieceEnded(0, Piece(0), (Piece(0, stop=5), Piece(0, at(5), 1)), None, receipt.failure)
 
 
-def test_a_suspect_of_too_much_memory_runs_alone_and_what_was_done_before_it_stands() -> None:
+def test_a_record_that_ran_out_of_memory_is_tried_alone_before_it_is_given_up() -> None:
     coordinator = begin()
     (first,) = only(Submit, start(coordinator, 1))
-    receipt = Receipt("stopped", at(5), suspect=True, results=done("abcde").results, tally=Tally(5))
-    (ended,) = entries(PieceEnded, coordinator.handle(back(first, receipt)))
-    assert ended == PieceEnded(0, Piece(0), (Piece(0, at(5), 0, 6, alone=True), Piece(0, at(5), 1)), receipt)
-
-
-def test_a_suspect_at_the_very_start_leaves_nothing_to_commit() -> None:
-    coordinator = begin()
-    (first,) = only(Submit, start(coordinator, 1))
-    (ended,) = entries(PieceEnded, coordinator.handle(back(first, Receipt("stopped", at(0), suspect=True, results=(None,)))))
-    assert ended.receipt is None
-    assert ended.rest == (Piece(0, at(0), 0, 1, alone=True), Piece(0, at(0), 1))
+    (ended,) = entries(PieceEnded, coordinator.handle(back(first, died(5, "memory"))))
+    assert ended == PieceEnded(0, Piece(0), (Piece(0, stop=5), Piece(0, at(5), 0, 6, alone=True), Piece(0, at(5), 1)))
 
 
 @pytest.mark.parametrize("cause", ["crash", "timeout"])

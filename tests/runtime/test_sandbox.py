@@ -213,7 +213,7 @@ def test_a_batch_that_is_asked_to_stop_comes_back_at_its_next_record(sandbox: Sa
     def stop() -> None:
         while not begun.exists():
             time.sleep(0.01)
-        sandbox.stop(("1.1",))
+        sandbox.stop(("run/1.1",))
 
     thread = threading.Thread(target=stop)
     thread.start()
@@ -225,7 +225,7 @@ def test_a_batch_that_is_asked_to_stop_comes_back_at_its_next_record(sandbox: Sa
 
 
 def test_a_batch_that_was_stopped_before_it_began_does_nothing(sandbox: Sandbox, tmp_path: Path) -> None:
-    sandbox.stop(("1.1",))
+    sandbox.stop(("run/1.1",))
     for isolation in ("process", "inline"):
         assert sandbox.run(batch(tmp_path, lambda x: x, [Piece(0)], isolation=isolation), "slot") == (None,)
 

@@ -350,13 +350,11 @@ class Simulation:
                 return self._receipt(job, done, failures, begun, here)
             record, key = records[ordinal], (job.stage, piece.chunk, ordinal)
             name = f"{job.stage}.{piece.chunk}.{ordinal}"
-            if record.fate == "memory" and not piece.alone:
-                return self._receipt(job, done, failures, begun, Cursor(ordinal, 0, ordinal), suspect=True)
             yield self.world.timeout if record.fate == "hangs" else record.seconds
             cause = "crash" if record.fate == "crashes once" and key not in self.crashed else CAUSES.get(record.fate)
             self.crashed.add(key)
             failure = cause and Failure(name, "read", cause, "Error", "no", chunk=piece.chunk, ordinal=ordinal)
-            if failure and cause in ("crash", "timeout"):
+            if failure and cause in ("crash", "timeout", "memory"):
                 return Receipt("died", Cursor(ordinal, 0, ordinal), failure=failure)
             if failure:
                 failures.append(failure)
@@ -372,8 +370,6 @@ class Simulation:
         failures: list[Failure],
         begun: float,
         cursor: Cursor | None = None,
-        *,
-        suspect: bool = False,
     ) -> Receipt:
         """Keep what a piece gave, in the store or at hand, and say so."""
         data = "".join(f"{name} " for name in names).encode()
@@ -388,7 +384,6 @@ class Simulation:
         receipt = Receipt(
             "done" if cursor is None else "stopped",
             cursor,
-            suspect=suspect,
             results=tuple(results),
             files=tuple(files),
             failures=make_ref(pickle.dumps(failures), self._put, INLINE) if failures else None,
