@@ -188,10 +188,11 @@ def resume(name: str, as_json: bool, debug: bool, progress: bool | None, **optio
     """
     with _errors(debug):
         from parflow.api.flows import plan_again
-        from parflow.api.runs import find_run
+        from parflow.api.runs import find_run, status_of
         from parflow.api.runs import resume as go_on
 
-        plan = None if options["force"] else plan_again(find_run(name, options["home"]).note)
+        row = find_run(name, options["home"])
+        plan = None if options["force"] or status_of(row) == "succeeded" else plan_again(row.run_id, row.note)
         _follow(go_on(name, plan=plan, wait=False, **options), as_json=as_json, progress=progress)
 
 

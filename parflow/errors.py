@@ -54,7 +54,7 @@ class ParflowError(Exception):
     def __str__(self) -> str:
         try:
             return self.template.format(*self.args)
-        except (IndexError, KeyError):
+        except (IndexError, KeyError, ValueError):  # other arguments than the template's
             return " ".join(str(arg) for arg in self.args) or type(self).__name__
 
 

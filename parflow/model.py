@@ -244,6 +244,9 @@ class Source(Protocol):
     def record_id(self, part: Part, offset: int) -> str:
         """Name a record for a person: file and offset."""
 
+    def size(self, part: Part) -> int:
+        """Return the input bytes of a part."""
+
 
 @dataclass(frozen=True, eq=False)
 class Task:

@@ -375,12 +375,20 @@ def read_jsonl(
     chunk_bytes: float | str = CHUNK_BYTES,
     max_record: float | str = "64MiB",
 ) -> Dataset:
-    """Read JSON Lines: one JSON value a line, blank lines passed over. Parameters are those of `read_lines`.
+    r"""Read JSON Lines: one JSON value a line, blank lines passed over. Parameters are those of `read_lines`.
 
     Returns
     -------
     Dataset
         What each line holds; a line that is not JSON is a dead letter that names file and offset.
+
+    Examples
+    --------
+    >>> import parflow as pf, tempfile, pathlib
+    >>> file = pathlib.Path(tempfile.mkdtemp(), "a.jsonl")
+    >>> _ = file.write_text('{"lang": "en"}\n{"lang": "cs"}\n')
+    >>> pf.read_jsonl(file).map(lambda row: row["lang"]).compute()
+    ['en', 'cs']
     """
     return _files(JSONLinesSource, paths, encoding, fallback, chunk_bytes, max_record)
 
@@ -405,6 +413,14 @@ def read_files(
     -------
     Dataset
         A `Document` for each file: ``.path``, and ``.text`` or ``.data``.
+
+    Examples
+    --------
+    >>> import parflow as pf, tempfile, pathlib
+    >>> file = pathlib.Path(tempfile.mkdtemp(), "a.txt")
+    >>> _ = file.write_text("some text")
+    >>> pf.read_files(file).map(lambda document: len(document.text)).compute()
+    [9]
     """
     return _files(FilesSource, paths, encoding, fallback, chunk_bytes, max_record, mode=mode)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from parflow.api.tasks import Workflow
 from parflow.core.plan import Plan
-from parflow.errors import UsageError
+from parflow.errors import CodeChangedError, UsageError
 
 
 def load_flow(target: str) -> Workflow:
@@ -59,8 +59,14 @@ def note_of(target: str, arguments: dict[str, Any]) -> dict[str, Any]:
     return {"flow": {"target": target, "folder": os.getcwd(), "arguments": arguments}}
 
 
-def plan_again(note: dict[str, Any]) -> Plan | None:
-    """Plan a recorded run's workflow as its file has it now; None when it can't be found any more."""
+def plan_again(run_id: str, note: dict[str, Any]) -> Plan | None:
+    """Plan a recorded run's workflow as its file has it now; None when it can't be found any more.
+
+    Raises
+    ------
+    CodeChangedError
+        When it's there and can't be planned.
+    """
     flow = note.get("flow")
     if not flow or not os.path.isdir(flow["folder"]):
         return None
@@ -70,5 +76,7 @@ def plan_again(note: dict[str, Any]) -> Plan | None:
         return load_flow(flow["target"])(**flow["arguments"]).plan()
     except UsageError:
         return None
+    except Exception as error:
+        raise CodeChangedError(run_id, f"its workflow can't be planned any more: {type(error).__name__}: {error}") from error
     finally:
         os.chdir(here)

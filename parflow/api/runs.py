@@ -315,6 +315,14 @@ def open_run(name: str = "last", home: str | os.PathLike[str] | None = None) -> 
     ------
     RunNotFoundError
         When there is none.
+
+    Examples
+    --------
+    >>> import parflow as pf, tempfile
+    >>> home = tempfile.mkdtemp()
+    >>> run = pf.items([1, 2, 3]).reduce(pf.sum()).run(home=home, isolation="inline")
+    >>> pf.open_run(home=home).result()
+    6
     """
     return Run(find_run(name, home).run_id, home_folder(home))
 
@@ -407,6 +415,16 @@ def resume(
         When its process is alive.
     CodeChangedError, InputsChangedError
         When going on would mix two versions; see ``force``.
+
+    Examples
+    --------
+    >>> import parflow as pf, tempfile
+    >>> home = tempfile.mkdtemp()
+    >>> run = pf.items(["1", "2", "x"]).map(int).reduce(pf.sum()).run(home=home, isolation="inline")
+    >>> run.status
+    'failed'
+    >>> pf.resume(home=home, max_failures=1).result()
+    3
     """
     where = home_folder(home)
     row, journal = _find(where, name)
@@ -415,9 +433,8 @@ def resume(
         if status_of(row) == "succeeded":
             return Run(run_id, where)
         epoch = journal.acquire(run_id, this_process(), time.time())
-        state = fold(decode(entry.kind, entry.body) for entry in journal.read(run_id))
-        if state.started is None or state.owned is None:
-            raise ResumeError(f"run {run_id} ended before it began, and nothing of it was done. Start it again.")
+        state = _begun(journal, run_id)
+        assert state.owned is not None
         place = open_store(row.note["store"])
         _find_code(row)
         recorded, _ = load_plan(state, place)
@@ -444,6 +461,13 @@ def resume(
     code = tuple(row.note["code"])
     run = Run(run_id, where, Executor(run_id, recorded, code, state, place, connect, options))
     return _go(run, journal, epoch, wait=wait, progress=progress)
+
+
+def _begun(journal: Journal, run_id: str) -> RunState:
+    state = fold(decode(entry.kind, entry.body) for entry in journal.read(run_id))
+    if state.started is None or state.owned is None:
+        raise ResumeError(f"run {run_id} was lost before it began, and nothing of it was done. Start it again.")
+    return state
 
 
 def _go(run: Run, journal: Journal, epoch: int, *, wait: bool, progress: bool | None) -> Run:

@@ -495,7 +495,7 @@ def _rest(piece: Piece, at: Cursor) -> tuple[Piece, ...]:
 
 
 def _around(piece: Piece, at: Cursor, *, alone: bool) -> tuple[Piece, ...]:
-    """Split a piece around the record at a cursor: what lies before it, the record ``alone`` or not at all, what lies behind."""
+    """Split a piece around the record at a cursor: what lies before, the record ``alone`` or not at all, what lies behind."""
     before = (Piece(piece.chunk, piece.start, piece.skip, at.ordinal),) if at.ordinal > piece.first else ()
     passed = 0
     if at.ordinal < piece.first:  # the child died on its way to its first record, which is the one meant

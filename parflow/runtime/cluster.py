@@ -183,8 +183,8 @@ class Hands:
 
     def reason(self, error: BaseException) -> BaseException:
         """Tell the loss of a worker from the loss of the cluster."""
-        if self.client.status != "running" or "scheduler" in str(error):
-            return ClusterLostError(str(error) or type(error).__name__, "RUN")
+        if self.client.status != "running" or "scheduler" in str(getattr(error, "reason", "")):
+            return ClusterLostError("the connection to its scheduler was lost", "RUN")
         return error
 
     def stop(self, attempts: tuple[str, ...]) -> None:
@@ -199,14 +199,15 @@ class Hands:
     def abandon(self) -> None:
         """Forget everything in flight, and end what works on it."""
         flying, self.futures = self.futures, {}
+        if not flying or self.client.status != "running":
+            return
         names = tuple(name for name, _ in flying.values())
-        if names and self.sandbox is not None:
+        if self.sandbox is not None:
             self.sandbox.kill(names)
-        elif names:
+        else:
             with contextlib.suppress(Exception):  # a cluster that is gone has nothing to end
                 self.client.run(_kill, names, on_error="ignore")
-        if flying:
-            self.client.cancel([future for _, future in flying.values()], force=True)
+        self.client.cancel([future for _, future in flying.values()], force=True)
 
     def close(self) -> None:
         """Let go of the cluster."""
@@ -222,6 +223,9 @@ _SETTINGS = {
     "distributed.worker.memory.pause": False,
     "distributed.scheduler.work-stealing": False,
     "distributed.worker.profile.enabled": False,  # samples the worker thread a hundred times a second
+    "distributed.admin.tick.interval": "1s",  # nobody looks at how late its event loops are
+    "distributed.admin.tick.limit": "30s",
+    "distributed.admin.system-monitor.interval": "10s",
     "distributed.scheduler.http.routes": [],
     "distributed.worker.http.routes": [],
     "optimization.fuse.delayed": False,

@@ -152,6 +152,9 @@ class Executor:
                 stimulus = self._next()
                 if stimulus is not None:
                     self._obey(self.coordinator.handle(stimulus))
+                if isinstance(stimulus, Broke) and stimulus.error == ClusterLostError.__name__:
+                    for attempt in [*self.coordinator.inflight]:  # nobody is left to send them back
+                        self._obey(self.coordinator.handle(BatchLost(attempt, "its cluster is gone")))
                 if time.monotonic() - looked > TICK:
                     self._tick()
                     looked = time.monotonic()
@@ -212,8 +215,6 @@ class Executor:
         self._idle_since = None if slots else (self._idle_since or now)
         if self._idle_since is not None and now - self._idle_since > NO_WORKERS_SECONDS:
             self.broke(ClusterLostError(f"it has had no worker for {NO_WORKERS_SECONDS:g} s", self.run_id))
-            for attempt in [*self.coordinator.inflight]:  # nobody is there to send them back
-                self.inbox.put(BatchLost(attempt, "it has no worker"))
 
     # --- acts ------------------------------------------------------------------------------------------------------------
 
@@ -260,7 +261,6 @@ class Executor:
 
     def _settled(self, attempt: str, jobs: tuple[Job, ...], outcome: tuple[Receipt | None, ...] | BaseException) -> None:
         if isinstance(outcome, ClusterLostError):
-            self.inbox.put(BatchLost(attempt, str(outcome.args[0])))
             self.broke(ClusterLostError(outcome.args[0], self.run_id))
         elif isinstance(outcome, BaseException):
             self.inbox.put(BatchLost(attempt, f"{type(outcome).__name__}: {outcome}"))

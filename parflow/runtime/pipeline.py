@@ -398,15 +398,18 @@ def _read(stage: Stage, chunk: Chunk, piece: Piece, context: Context, letters: D
     return False, Cursor(ordinal, len(chunk.parts), 0)
 
 
-def _bytes(chunk: Chunk, start: Cursor, end: Cursor) -> int:
-    """Return the input bytes between two places of a chunk (for compressed files, an estimate)."""
+def _bytes(source: Any, chunk: Chunk, start: Cursor, end: Cursor) -> int:
+    """Return the input bytes between two places of a chunk: an estimate for compressed files and items."""
 
     def position(at: Cursor) -> int:
-        lengths = [(part.size if part.stop is None else part.stop) - part.start for part in chunk.parts]
-        inside = 0
-        if at.part < len(lengths):
-            inside = min(max(0, at.offset - chunk.parts[at.part].start), lengths[at.part])
-        return sum(lengths[: at.part]) + inside
+        before = int(sum(source.size(part) for part in chunk.parts[: at.part]))
+        if at.part >= len(chunk.parts):
+            return before
+        part = chunk.parts[at.part]
+        whole = (part.size if part.stop is None else part.stop) - part.start
+        share = min(max(0, at.offset - part.start), whole) / (whole or 1)
+        inside: int = source.size(part)
+        return before + int(share * inside)
 
     return max(0, position(end) - position(start))
 
@@ -439,7 +442,7 @@ def run_piece(stage: Stage, job: ChunkJob, context: Context, timeouts: Timeouts)
     started, clock = time.time(), time.perf_counter()
     marker[PART], marker[OFFSET], marker[STEP], marker[ORDINAL] = piece.start.part, piece.start.offset, 0, piece.first
     source = copy.copy(stage.source)  # threads of a worker share the stage; each piece counts its own encodings
-    source.encodings = {}
+    source.reset()
     stage = replace(stage, source=source)
     letters = DeadLetters(stage, chunk, marker)
     push, doors = _compile(stage, context, letters, timeouts)
@@ -467,7 +470,7 @@ def run_piece(stage: Stage, job: ChunkJob, context: Context, timeouts: Timeouts)
         failures=_keep("failures", letters.items, context.named("failures")) if letters.items else None,
         failure=letters.items[0] if letters.items else None,
         tally=Tally(
-            end.ordinal - piece.first, len(letters.items), _bytes(chunk, piece.start, end), time.perf_counter() - clock
+            end.ordinal - piece.first, len(letters.items), _bytes(source, chunk, piece.start, end), time.perf_counter() - clock
         ),
         encodings=source.encodings,
         started=started,

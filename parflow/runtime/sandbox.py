@@ -30,8 +30,8 @@ from parflow.runtime.child import MARKER_BYTES, START, receive, send
 from parflow.runtime.pipeline import JOB, OFFSET, ORDINAL, PART, STEP, STOP, WORDS, describe
 from parflow.runtime.worker import Batch, Opened, run_jobs
 
-POLL = 0.05
-"""Seconds between two looks at a child's marker and memory."""
+POLL, WATCHFUL_POLL = 0.25, 0.05
+"""Seconds between two looks at a child: at its clock and output; and at its memory or calls, when those have limits."""
 LOG_BYTES = 4 << 20
 """What a child may print before the beginning is thrown away (bytes)."""
 CALL_WORD = 6
@@ -336,7 +336,8 @@ class Sandbox:
     ) -> tuple[str, ParflowError] | None:
         """Follow a child until it has answered the batch (None) or has to be ended (cause and error)."""
         limits = [limit for limit in batch.timeouts if limit]
-        poll = min([POLL, *(limit / 4 for limit in limits)])
+        poll = min([POLL, batch.slice / 8, *(min(limit / 4, WATCHFUL_POLL) for limit in limits)])
+        poll = min(poll, WATCHFUL_POLL) if batch.memory else poll
         ready = select.poll()
         ready.register(child.sock, select.POLLIN | select.POLLHUP)
         marker, seen, since = child.marker, (0, 0, 0, 0), time.monotonic()

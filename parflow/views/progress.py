@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from parflow.views.report import size
 
 if TYPE_CHECKING:
     from parflow.api.runs import Run
+    from parflow.core.history import StageState
 
 
 def show_progress(run: Run) -> None:
@@ -30,19 +31,21 @@ def show_progress(run: Run) -> None:
         TimeElapsedColumn(),
     )
     since, told = time.monotonic(), 0
+    before = [(stage.records, stage.tally.bytes, _done(stage)) for stage in run.state.stages]  # of a run that goes on
     with Progress(*columns, console=Console(stderr=True)) as bars:
         tasks = [bars.add_task(stage.facts.name[:40], total=None, numbers="") for stage in run.state.stages]
 
         def show(presses: int) -> None:
             nonlocal told
-            for task, stage in zip(tasks, run.state.stages, strict=True):
+            for task, stage, old in zip(tasks, run.state.stages, before, strict=True):
                 total = sum(state.chunk.weight for state in list(stage.chunks)) or None
-                done = sum(state.chunk.weight for state in list(stage.chunks) if not state.pending)
+                done = _done(stage)
+                now = Pace(stage.records - old[0], stage.tally.bytes - old[1], done - old[2], time.monotonic() - since)
                 bars.update(
                     task,
                     total=total if stage.closed else None,
                     completed=done,
-                    numbers=numbers(stage.records, stage.tally.bytes, stage.failed, time.monotonic() - since, done, total),
+                    numbers=numbers(stage.records, stage.failed, now, (total or 0) - done),
                 )
             if presses > told:
                 told = presses
@@ -60,16 +63,29 @@ def stopping(presses: int) -> str:
     return "stopping at the next record; Ctrl-C once more to stop at once" if presses == 1 else "stopping at once"
 
 
-def numbers(records: int, count: int, failed: int, elapsed: float, done: int, total: int | None) -> str:
-    """Write records and bytes so far, their rates, failures, and the time that is left at this pace.
+def _done(stage: StageState) -> int:
+    return sum(state.chunk.weight for state in list(stage.chunks) if not state.pending)
 
-    >>> numbers(1000, 2_000_000, 1, 2.0, 50, 100)
+
+class Pace(NamedTuple):
+    """What was done in this process in so many seconds: records, bytes, and weight of finished chunks."""
+
+    records: int
+    bytes: int
+    weight: int
+    seconds: float
+
+
+def numbers(records: int, failed: int, now: Pace, left: int) -> str:
+    """Write the records so far, the pace, failures, and the time that the weight ``left`` takes at this pace.
+
+    >>> numbers(1000, 1, Pace(1000, 2_000_000, 50, 2.0), 50)
     '1,000 records, 500/s, 1.0 MB/s, 1 failed, 2 s left'
     """
-    elapsed = max(elapsed, 1e-3)
-    parts = [f"{records:,} records", f"{records / elapsed:,.0f}/s", f"{size(count / elapsed)}/s"]
+    elapsed = max(now.seconds, 1e-3)
+    parts = [f"{records:,} records", f"{now.records / elapsed:,.0f}/s", f"{size(now.bytes / elapsed)}/s"]
     if failed:
         parts.append(f"{failed:,} failed")
-    if total and done and done < total:
-        parts.append(f"{(total - done) * elapsed / done:.0f} s left")
+    if left > 0 and now.weight:
+        parts.append(f"{left * elapsed / now.weight:.0f} s left")
     return ", ".join(parts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -72,8 +73,12 @@ def slowest(state: RunState, most: int = 10) -> list[tuple[str, Receipt]]:
 
 
 def causes(failures: Iterable[Failure]) -> list[tuple[Cause, int]]:
-    """Group dead letters by step, error and message, most frequent first."""
-    return Counter((failure.step, failure.error, failure.message) for failure in failures).most_common()
+    """Group dead letters by step, error and message, most frequent first; numbers in messages make no difference."""
+    return Counter(map(_cause, failures)).most_common()
+
+
+def _cause(failure: Failure) -> Cause:
+    return failure.step, failure.error, re.sub(r"\d+", "N", failure.message)
 
 
 def size(count: float) -> str:
@@ -124,7 +129,7 @@ def cause_lines(failures: Sequence[Failure], most: int = 5) -> list[str]:
     lines = []
     grouped = causes(failures)
     for (step, error, message), count in grouped[:most]:
-        example = next(f for f in failures if (f.step, f.error, f.message) == (step, error, message))
+        example = next(failure for failure in failures if _cause(failure) == (step, error, message))
         lines.append(f"{count:,} × {step}: {error}: {printable(message)[:200]} (for example {printable(example.record)})")
     if len(grouped) > most:
         lines.append(f"… and {len(grouped) - most} more causes")

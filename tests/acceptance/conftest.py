@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from shell import Shell
+
+from .shell import Shell
 
 TEXTS = 160
 

@@ -49,21 +49,9 @@ def gated(source: str, gate: str, log: str, out: str) -> Any:
             time.sleep(0.005)
         return line
 
-    lines = pf.read_lines(source).map(wait)
+    lines = pf.read_lines(source, chunk_bytes="100kB").map(wait)  # opening costs so much that a chunk is a file
     lines.write_jsonl(out)
     return lines.reduce(pf.count())
-
-
-@pf.workflow
-def endless(source: str, log: str) -> Any:
-    """Take a minute for each line."""
-
-    def wait(line: str) -> str:
-        note(log, line)
-        time.sleep(60)
-        return line
-
-    return pf.read_lines(source).map(wait).reduce(pf.count())
 
 
 @pf.workflow

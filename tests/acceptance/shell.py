@@ -19,6 +19,8 @@ from typing import Any
 
 import psutil
 
+from parflow.runtime.pipeline import STOP
+
 FLOWS = str(Path(__file__).with_name("flows.py"))
 PARFLOW = [sys.executable, "-m", "parflow.cli"]
 LOGIN = "import os, sys; os.close(os.open(os.ttyname(0), os.O_RDWR)); os.execv(sys.argv[1], sys.argv[1:])"
@@ -119,6 +121,15 @@ class Terminal:
         return code
 
 
+def _marker(pid: int) -> memoryview:
+    """Read what a child of the sandbox shares with its supervisor."""
+    for handle in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            if "parflow-marker" in str(handle.readlink()):
+                return memoryview(handle.read_bytes()).cast("Q")
+    return memoryview(bytes(8)).cast("Q")
+
+
 class Shell:
     """Runs parflow's commands in a folder, with a home of its own, and ends what they leave."""
 
@@ -197,6 +208,11 @@ class Shell:
     def fork_server(self) -> psutil.Process:
         (server,) = (process for process in self.processes() if self._depth(process) == 1)
         return server
+
+    def asked_to_stop(self) -> bool:
+        """Tell whether the sandbox has asked all its children to come back at their next record."""
+        children = self.children()
+        return bool(children) and all(_marker(child.pid)[STOP] for child in children)
 
     def _depth(self, process: psutil.Process) -> int:
         commands = {started.process.pid for started in self.begun}

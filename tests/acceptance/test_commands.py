@@ -7,7 +7,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from shell import FLOWS, Shell
+
+from .shell import FLOWS, Shell
 
 WORDCOUNT = str(Path(__file__).parents[2] / "recipes" / "wordcount.py")
 COMMANDS = ("run", "resume", "runs", "show", "failures", "plan")

@@ -8,7 +8,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from shell import Shell, until
+
+from .shell import Shell, until
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\x1b[31m\x9b5n\r\x08\x00<script>alert(1)</script>"
 """Sets the title, clears the screen, asks for the cursor's place, overwrites the line, and runs in a browser."""

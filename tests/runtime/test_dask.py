@@ -30,7 +30,9 @@ def client() -> Iterator[Client]:
     """A client of an in-process cluster that is not Dask's default."""
     with (
         dask.config.set({"distributed.scheduler.http.routes": [], "distributed.worker.http.routes": []}),
-        LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None, memory_limit=0) as cluster,
+        LocalCluster(
+            n_workers=1, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0", memory_limit=0
+        ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
         yield client
@@ -124,6 +126,14 @@ def test_a_cluster_persists_collections(client: Client) -> None:
     total, records = client.persist([numbers().reduce(pf.sum()), pf.items("xyz", chunk_records=2)])
     assert client.compute(total).result() == 45
     assert client.compute(records).result() == ["x", "y", "z"]
+
+
+def test_nothing_is_a_collection_too() -> None:
+    nothing = pf.items([])
+    assert dask.compute(nothing, numbers(), nothing.reduce(pf.count())) == ([], [*range(10)], 0)
+    assert nothing.to_delayed().compute() == []
+    (bag,) = dask.persist(nothing)
+    assert bag.compute(**Sync) == []
 
 
 def test_optimised_collections_compute_the_same() -> None:

@@ -20,7 +20,7 @@ import pytest
 
 from parflow.core.plan import Stage, make_plan
 from parflow.core.reducers import concat
-from parflow.model import Chunk, ChunkJob, Piece, ReduceNode, Receipt, SourceNode, StepNode, Task
+from parflow.model import Chunk, ChunkJob, Piece, Receipt, ReduceNode, SourceNode, StepNode, Task
 from parflow.runtime.code import pack
 from parflow.runtime.sandbox import Sandbox
 from parflow.runtime.worker import Batch

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from parflow.core.partition import FileInfo, partition
 from parflow.errors import NotTextError, RecordError, UsageError
-from parflow.model import Chunk, Rejected
+from parflow.model import Chunk, Part, Rejected
 from parflow.storage.sources.listing import absolute, check_paths, list_files
 
 BOM = codecs.BOM_UTF8
@@ -76,6 +76,10 @@ class FileSource:
     def chunks(self, store: object) -> Iterator[Chunk | Rejected]:  # noqa: ARG002 - for items only
         """List the files and pack them into chunks, lazily."""
         return partition(self.files(), chunk_bytes=self.chunk_bytes)
+
+    def size(self, part: Part) -> int:
+        """Return the bytes of a part, as they are on the disk."""
+        return (part.size if part.stop is None else part.stop) - part.start
 
     def reset(self) -> None:
         """Begin to count encodings anew; what was counted stays with whoever took it."""

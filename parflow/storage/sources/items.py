@@ -136,6 +136,10 @@ class ItemsSource:
         """Return the item as it is."""
         return raw
 
+    def size(self, part: Part) -> int:
+        """Return the bytes of the pickled items."""
+        return part.size
+
     def record_id(self, part: Part, offset: int) -> str:  # noqa: ARG002
         """Name an item: its position."""
         return f"items[{offset}]"
