@@ -426,6 +426,7 @@ _UNITS = {
 
 
 def _quantity(value: float | str, unit: Literal["s", "B"], example: str) -> float:
+    given = value
     if isinstance(value, str):
         match = re.fullmatch(r"\s*([0-9.]+(?:e-?\d+)?)\s*([a-zA-Z]*)\s*", value)
         scale = _UNITS[unit].get(match[2].lower()) if match else None
@@ -434,7 +435,7 @@ def _quantity(value: float | str, unit: Literal["s", "B"], example: str) -> floa
         except ValueError:
             value = float("nan")
     if not value > 0:
-        raise UsageError(f"{value!r} is no amount above zero; write a number of {unit} or, for example, {example!r}")
+        raise UsageError(f"{given!r} is no amount above zero; write a number of {unit} or, for example, {example!r}")
     return float(value)
 
 

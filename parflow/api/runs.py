@@ -365,10 +365,9 @@ def start(
     place = open_store(url)
     code, plan_key = _keep_code(place, plan, shape)
     started = RunStarted(flow, plan_key, plan.facts(), FAN_IN, _versions())
-    journal.create(run_id, flow, time.time(), {"store": place.url, "code": code, "path": sys.path, **(note or {})})
-    epoch = journal.acquire(run_id, this_process(), time.time())
-    owned = Owned(epoch, f"{os.uname().nodename}:{os.getpid()}", max_failures, asdict(options))
-    journal.append(run_id, epoch, [encode(started), encode(owned)], time.time())
+    owned = Owned(1, f"{os.uname().nodename}:{os.getpid()}", max_failures, asdict(options))
+    kept = {"store": place.url, "code": code, "path": sys.path, **(note or {})}
+    epoch = journal.begin(run_id, flow, time.time(), kept, this_process(), [encode(started), encode(owned)])
     run = Run(run_id, where, Executor(run_id, plan, code, fold([started, owned]), place, connect, options))
     return _go(run, journal, epoch, wait=wait, progress=progress)
 

@@ -47,10 +47,17 @@ class ForkServer:
         self.process: subprocess.Popen[bytes] | None = None
         self.sock: socket.socket | None = None
         self.imported: set[str] = set()
+        self.closed = False
+
+    def _alive(self) -> bool:
+        return self.process is not None and self.process.poll() is None
 
     def _start(self) -> socket.socket:
-        if self.process is not None and self.process.poll() is None and self.sock is not None:
+        if self.closed:
+            raise ParflowError("the sandbox is closed")
+        if self.sock is not None and self._alive():
             return self.sock
+        self._stop()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         path = json.dumps([entry or os.getcwd() for entry in sys.path])
         environment = {**dict.fromkeys(_ONE_THREAD, "1"), **os.environ}
@@ -69,6 +76,8 @@ class ForkServer:
         """Send a message and return the answer; a server that died is started anew, once."""
         with self.lock:
             for again in (True, False):
+                if message["do"] == "wait" and not self._alive():
+                    break
                 sock = self._start()
                 try:
                     socket.send_fds(sock, [json.dumps(message).encode()], fds)
@@ -78,7 +87,7 @@ class ForkServer:
                 if answer:
                     return int(json.loads(answer))
                 self._stop()
-                if message["do"] == "wait" or not again:
+                if not again:
                     break
         if message["do"] == "wait":
             return -int(signal.SIGKILL)  # it died with its server
@@ -105,6 +114,7 @@ class ForkServer:
     def close(self) -> None:
         """End the server, and with it every child that is left."""
         with self.lock:
+            self.closed = True
             self._stop()
 
 

@@ -177,9 +177,22 @@ class Journal:
     def create(self, run_id: str, flow: str, at: float, note: dict[str, Any]) -> None:
         """Add a run that started ``at`` (seconds since 1970); ``note`` is what JSON can hold."""
         with self._transaction() as db:
-            if db.execute("SELECT 1 FROM runs WHERE run_id = ?", (run_id,)).fetchone():
-                raise JournalError(f"there is a run {run_id!r} in {self.path} already: resume it, or choose another name.")
-            db.execute("INSERT INTO runs VALUES (?, ?, ?, ?)", (run_id, flow, at, json.dumps(note)))
+            self._create(db, run_id, flow, at, note)
+
+    def begin(
+        self, run_id: str, flow: str, at: float, note: dict[str, Any], owner: Owner, entries: Sequence[tuple[str, bytes]]
+    ) -> int:
+        """Add a run, make ``owner`` its owner and write its first entries: all of it or nothing; returns the epoch."""
+        with self._transaction() as db:
+            self._create(db, run_id, flow, at, note)
+            epoch = self._acquire(db, run_id, owner, at, 30.0)
+            self._append(db, run_id, entries, at)
+        return epoch
+
+    def _create(self, db: sqlite3.Connection, run_id: str, flow: str, at: float, note: dict[str, Any]) -> None:
+        if db.execute("SELECT 1 FROM runs WHERE run_id = ?", (run_id,)).fetchone():
+            raise JournalError(f"there is a run {run_id!r} in {self.path} already: resume it, or choose another name.")
+        db.execute("INSERT INTO runs VALUES (?, ?, ?, ?)", (run_id, flow, at, json.dumps(note)))
 
     def runs(self, status_kinds: Sequence[str] = (), now: float | None = None) -> list[RunRow]:
         """Return all runs, newest first; ``status_kinds`` are the kinds of entries that say what a run's status is."""
@@ -222,18 +235,21 @@ class Journal:
         """
         with self._transaction() as db:
             self._must_exist(run_id)
-            query = "SELECT epoch, expires, host, boot_id, pid, started FROM leases WHERE run_id = ?"
-            row = db.execute(query, (run_id,)).fetchone()
-            lease = _lease(row, now) if row else None
-            if lease and lease.alive and lease.owner != owner:
-                who = f"process {lease.owner.pid} on {lease.owner.host} (for {lease.expires - now:.0f} s more)"
-                raise RunOwnedError(run_id, who)
-            epoch = lease.epoch + 1 if lease else 1
-            db.execute(
-                "INSERT OR REPLACE INTO leases (run_id, epoch, expires, host, boot_id, pid, started)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (run_id, epoch, now + ttl, owner.host, owner.boot_id, owner.pid, owner.started),
-            )
+            return self._acquire(db, run_id, owner, now, ttl)
+
+    @staticmethod
+    def _acquire(db: sqlite3.Connection, run_id: str, owner: Owner, now: float, ttl: float) -> int:
+        query = "SELECT epoch, expires, host, boot_id, pid, started FROM leases WHERE run_id = ?"
+        row = db.execute(query, (run_id,)).fetchone()
+        lease = _lease(row, now) if row else None
+        if lease and lease.alive and lease.owner != owner:
+            who = f"process {lease.owner.pid} on {lease.owner.host} (for {lease.expires - now:.0f} s more)"
+            raise RunOwnedError(run_id, who)
+        epoch = lease.epoch + 1 if lease else 1
+        db.execute(
+            "INSERT OR REPLACE INTO leases (run_id, epoch, expires, host, boot_id, pid, started) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (run_id, epoch, now + ttl, owner.host, owner.boot_id, owner.pid, owner.started),
+        )
         return epoch
 
     def renew(self, run_id: str, epoch: int, now: float, ttl: float = 30.0) -> None:
@@ -254,11 +270,15 @@ class Journal:
         """
         with self._transaction() as db:
             self._check_epoch(run_id, epoch)
-            (last,) = db.execute("SELECT coalesce(max(seq), 0) FROM entries WHERE run_id = ?", (run_id,)).fetchone()
-            db.executemany(
-                "INSERT INTO entries (run_id, seq, at, kind, body) VALUES (?, ?, ?, ?, ?)",
-                ((run_id, seq, at, kind, body) for seq, (kind, body) in enumerate(entries, last + 1)),
-            )
+            return self._append(db, run_id, entries, at)
+
+    @staticmethod
+    def _append(db: sqlite3.Connection, run_id: str, entries: Sequence[tuple[str, bytes]], at: float) -> int:
+        (last,) = db.execute("SELECT coalesce(max(seq), 0) FROM entries WHERE run_id = ?", (run_id,)).fetchone()
+        db.executemany(
+            "INSERT INTO entries (run_id, seq, at, kind, body) VALUES (?, ?, ?, ?, ?)",
+            ((run_id, seq, at, kind, body) for seq, (kind, body) in enumerate(entries, last + 1)),
+        )
         return int(last) + len(entries)
 
     def read(self, run_id: str, after: int = 0) -> Iterator[Row]:

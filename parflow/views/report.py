@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import os
 import re
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -72,13 +71,15 @@ def slowest(state: RunState, most: int = 10) -> list[tuple[str, Receipt]]:
     return sorted(rows, key=lambda row: -row[1].tally.seconds)[:most]
 
 
-def causes(failures: Iterable[Failure]) -> list[tuple[Cause, int]]:
-    """Group dead letters by step, error and message, most frequent first; numbers in messages make no difference."""
-    return Counter(map(_cause, failures)).most_common()
+def causes(failures: Iterable[Failure]) -> list[tuple[Failure, int]]:
+    """Group dead letters by step, error and message, most frequent first: the first of each group, and how many it has.
 
-
-def _cause(failure: Failure) -> Cause:
-    return failure.step, failure.error, re.sub(r"\d+", "N", failure.message)
+    Numbers in messages make no difference.
+    """
+    groups: dict[Cause, list[Failure]] = {}
+    for failure in failures:
+        groups.setdefault((failure.step, failure.error, re.sub(r"\d+", "0", failure.message)), []).append(failure)
+    return sorted(((group[0], len(group)) for group in groups.values()), key=lambda cause: -cause[1])
 
 
 def size(count: float) -> str:
@@ -128,9 +129,9 @@ def cause_lines(failures: Sequence[Failure], most: int = 5) -> list[str]:
     """Say what the dead letters have in common, with one example each."""
     lines = []
     grouped = causes(failures)
-    for (step, error, message), count in grouped[:most]:
-        example = next(failure for failure in failures if _cause(failure) == (step, error, message))
-        lines.append(f"{count:,} × {step}: {error}: {printable(message)[:200]} (for example {printable(example.record)})")
+    for first, count in grouped[:most]:
+        what = f"{first.step}: {first.error}: {printable(first.message)[:200]}"
+        lines.append(f"{count:,} × {what} ({'for example ' if count > 1 else ''}{printable(first.record)})")
     if len(grouped) > most:
         lines.append(f"… and {len(grouped) - most} more causes")
     return lines
@@ -194,7 +195,7 @@ def write_report(run: Run, path: str) -> str:
         ),
     ]
     if failures:
-        rows = ((step, error, message, count) for (step, error, message), count in causes(failures)[:100])
+        rows = ((first.step, first.error, first.message, count) for first, count in causes(failures)[:100])
         tables.append(_table("Causes of dead letters", ("step", "error", "message", "records"), rows))
         examples = ((f.record, f.step, f.cause, f"{f.error}: {f.message}", f.preview) for f in failures[:100])
         tables.append(_table("Dead letters (the first 100)", ("record", "step", "cause", "error", "preview"), examples))

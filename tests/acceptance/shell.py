@@ -39,11 +39,6 @@ def until(condition: Callable[[], Any], what: str, seconds: float = PATIENCE) ->
     return found
 
 
-def lines(path: Path) -> list[str]:
-    """Return the lines of a file; none while it's missing."""
-    return path.read_text().splitlines() if path.exists() else []
-
-
 @dataclass(frozen=True)
 class Done:
     """What a command left."""
@@ -190,7 +185,7 @@ class Shell:
 
     def ran(self) -> list[str]:
         """Return what the records noted as they began, in that order."""
-        return lines(self.log)
+        return self.log.read_text().split() if self.log.exists() else []
 
     def processes(self) -> list[psutil.Process]:
         """Return every process that lives with this home, children of children too."""

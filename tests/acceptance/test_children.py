@@ -34,7 +34,14 @@ def started(shell: Shell, tmp_path: Path, gate: Path) -> Started:
 
 def kill(process: psutil.Process) -> None:
     process.kill()
-    until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE, "a process's death")
+    until(lambda: _gone(process), "a process's death")
+
+
+def _gone(process: psutil.Process) -> bool:
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def succeeded(shell: Shell, started: Started, again: Counter[str]) -> None:

@@ -154,7 +154,7 @@ def test_a_command_that_makes_no_sense_ends_with_2_and_says_why(shell: Shell, wo
     assert re.search(message, done.err)
     assert done.out == ""
     assert "Traceback" not in done.err
-    assert shell.json("runs") == []
+    assert not shell.home.exists()
 
 
 @pytest.mark.parametrize(
@@ -210,13 +210,12 @@ def test_a_process_that_crashes_is_told_in_words(shell: Shell, tmp_path: Path) -
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_shows_an_example_of_each_command(shell: Shell, command: str) -> None:
-    for flag in ("-h", "--help"):
-        text = shell(command, flag).out
-        assert re.search(rf"^  parflow {command}\b", text, re.MULTILINE)
+    assert re.search(rf"^  parflow {command}\b", shell(command, "-h").out, re.MULTILINE)
 
 
 def test_help_lists_all_commands_with_examples(shell: Shell) -> None:
     text = shell("-h").out
+    assert shell("--help").out == text
     for command in COMMANDS:
         assert re.search(rf"^  {command} +\w", text, re.MULTILINE)
     assert "parflow run recipes/wordcount.py --source 'texts/**/*.txt' --workers 2" in text

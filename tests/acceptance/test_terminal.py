@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -118,3 +119,23 @@ def test_results_that_json_hardly_has_are_printed_all_the_same(shell: Shell) -> 
     text = shell(*shell.flow("odd")).out
     assert f"big: {2**80}" in text
     assert r"broken \udcff" in text
+
+
+def test_file_names_and_lines_that_are_no_unicode_are_told_all_the_same(shell: Shell, tmp_path: Path) -> None:
+    source = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe.txt"))
+    source.write_bytes(b"good\n\xff\xff\n")
+    failed = shell(*shell.flow("tally", "--source", source), code=1)
+    assert r"\udcff\udcfe.txt#5" in failed.err
+    assert "not utf-8: byte 0xff at position 0" in failed.err
+    assert r"\udcff\udcfe.txt#5" in shell("failures").out
+    assert shell.json("failures")[0]["record"] == f"{source}#5"
+    assert r"\udcff\udcfe.txt#5" in report_of(shell).text
+    assert shell.json("resume", "--max-failures", 1)["result"] == {"good": 1}
+
+
+def test_dead_letters_that_differ_in_numbers_alone_are_one_cause(shell: Shell, tmp_path: Path) -> None:
+    source = tmp_path / "in.txt"
+    source.write_text("1\nx1\nx22\nother\n")
+    shell(*shell.flow("numbers", "--source", source, "--log", shell.log), code=1)
+    assert "2 × number: ValueError: x1 is no number (for example" in shell("show").out
+    assert "1 × number: ValueError: other is no number (" in shell("failures").out

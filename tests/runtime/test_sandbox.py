@@ -348,3 +348,16 @@ def test_the_fork_server_is_started_anew_when_it_was_killed(sandbox: Sandbox, ru
 
 def test_chunks_name_what_they_hold() -> None:
     assert isinstance(Chunk(0, "id", (), 0).parts, tuple)
+
+
+def test_arrow_does_not_import_pandas_in_a_child_and_pandas_still_works_there(run: Callable[..., Receipt]) -> None:
+    def look(x: int) -> Any:
+        import pyarrow as pa
+
+        made = pa.table({"x": [x]})
+        before = "pandas" in sys.modules
+        frame = made.to_pandas()
+        return before, int(frame["x"].sum()), pa.Table.from_pandas(frame).to_pylist()
+
+    receipt = run(look, Piece(0, stop=2), preload=("pyarrow",))
+    assert chunk_of(receipt) == [(False, 0, [{"x": 0}]), (True, 1, [{"x": 1}])]
