@@ -1,10 +1,31 @@
 """Durable parallel data processing on Dask."""
 
-from parflow.api.datasets import Dataset, Value, items, read_files, read_jsonl, read_lines
+from parflow.api.datasets import Dataset, Value
 from parflow.api.runs import Records, Run, open_run, resume
+from parflow.api.sources import from_dask, items, read_csv, read_files, read_jsonl, read_lines, read_parquet
 from parflow.api.tasks import Bound, Workflow, task, workflow
 from parflow.core.plan import Plan
-from parflow.core.reducers import Reducer, concat, count, counter, max, mean, min, reducer, sum, top
+from parflow.core.reducers import (
+    Histogram,
+    Reducer,
+    approx_distinct,
+    concat,
+    count,
+    counter,
+    distinct,
+    frequent_items,
+    histogram,
+    max,
+    mean,
+    min,
+    quantiles,
+    reducer,
+    sample,
+    std,
+    sum,
+    top,
+    var,
+)
 from parflow.errors import ParflowError
 from parflow.model import Failure, Task
 from parflow.storage.sources.documents import Document
@@ -15,20 +36,31 @@ __all__ = [
     # build
     "task",
     "workflow",
+    "read_csv",
     "read_files",
     "read_jsonl",
     "read_lines",
+    "read_parquet",
     "items",
+    "from_dask",
     # reduce
+    "approx_distinct",
     "concat",
     "count",
     "counter",
+    "distinct",
+    "frequent_items",
+    "histogram",
     "max",
     "mean",
     "min",
+    "quantiles",
     "reducer",
+    "sample",
+    "std",
     "sum",
     "top",
+    "var",
     # look and go on
     "open_run",
     "resume",
@@ -37,6 +69,7 @@ __all__ = [
     "Dataset",
     "Document",
     "Failure",
+    "Histogram",
     "ParflowError",
     "Plan",
     "Records",

@@ -32,6 +32,7 @@
         |-- RecordTooLargeError    longer than max_record
         |-- InputChangedError      the file changed after it was listed
         |-- NotJSONError           a line is not JSON
+        |-- NotCSVError            a row is not CSV, or doesn't fit the columns
         |-- NotTextError           bytes are not text in the declared encodings
         |-- RecordCrashedError     the child died with the record in hand
         |-- RecordTimeoutError     the record took longer than its task's timeout
@@ -225,6 +226,12 @@ class NotJSONError(RecordError):
     """A line is not JSON."""
 
     template = "not JSON: {0}"
+
+
+class NotCSVError(RecordError):
+    """A row is not CSV, or doesn't fit the columns."""
+
+    template = "not CSV: {0}"
 
 
 class NotTextError(RecordError):

@@ -43,6 +43,10 @@ NEVER = {
     "storage.sinks": JOURNAL,
     "storage.journal": "parflow.core",
     "runtime.pipeline": f"{DASK} {JOURNAL} parflow.runtime.executor threading subprocess",
+    "runtime.marker": OUTSIDE,
+    "runtime.steps": f"{DASK} {JOURNAL} asyncio threading subprocess",
+    "runtime.flights": f"{DASK} {JOURNAL} subprocess",
+    "runtime.instances": f"{DASK} {JOURNAL} subprocess",
     "runtime.worker": f"{DASK} {JOURNAL} parflow.runtime.executor",
     "runtime.child": f"{DASK} {JOURNAL} parflow.runtime.executor threading",
     "runtime.sandbox": f"{DASK} {JOURNAL} parflow.runtime.executor",
@@ -55,7 +59,7 @@ NEVER = {
     "cli": f"{DASK} {JOURNAL}",
 }
 
-NAME_DASK = {"runtime.cluster", "runtime.collection", "runtime.graph", "api.datasets", "api.tasks"}
+NAME_DASK = {"runtime.cluster", "runtime.collection", "runtime.graph", "api.conversions", "api.datasets", "api.tasks"}
 """The modules that know of Dask. All others would run on something else."""
 
 

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from parflow.api.tasks import as_task, current_workflow
+from parflow.api.tasks import as_batches, as_task, current_workflow
+from parflow.core.forms import Batch
 from parflow.core.plan import Plan, make_plan
 from parflow.core.reducers import Reducer, check_reducer
-from parflow.errors import GraphError, LazyValueError
-from parflow.model import CollectNode, OutputNode, RecordsNode, ReduceNode, SinkNode, SourceNode, StepNode, nbytes
+from parflow.errors import LazyValueError
+from parflow.model import CollectNode, OutputNode, RecordsNode, ReduceNode, SinkNode, StepNode
 from parflow.storage.sinks import JSONLinesSink, ParquetSink
-from parflow.storage.sources.documents import FilesSource
-from parflow.storage.sources.items import ItemsSource
-from parflow.storage.sources.lines import JSONLinesSource, LinesSource
 
 if TYPE_CHECKING:
-    from parflow.api.runs import Run
+    from pandas import DataFrame
 
-Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
-CHUNK_BYTES = "8MiB"
+    from parflow.api.runs import Run
 
 
 class Lazy:
@@ -187,8 +184,8 @@ class Value(Lazy):
 class Dataset(Lazy):
     """Many records, not yet read, in chunks.
 
-    Made by `read_jsonl`, `read_lines`, `read_files` and `items`. Its methods return new datasets and values; nothing is read
-    before `run` or `compute`.
+    Made by `read_jsonl`, `read_lines`, `read_csv`, `read_parquet`, `read_files`, `items` and `from_dask`. Its methods return
+    new datasets and values; nothing is read before `run` or `compute`.
 
     Examples
     --------
@@ -240,7 +237,7 @@ class Dataset(Lazy):
 
     # --- record-wise steps -----------------------------------------------------------------------------------------------
 
-    def map(self, function: Callable[[Any], Any], *, name: str | None = None) -> Dataset:
+    def map(self, function: Callable[..., Any], *, name: str | None = None) -> Dataset:
         """Replace each record by what ``function`` returns for it.
 
         Parameters
@@ -257,13 +254,60 @@ class Dataset(Lazy):
         """
         return Dataset(StepNode("map", as_task(function, name), self._records))
 
-    def filter(self, function: Callable[[Any], Any], *, name: str | None = None) -> Dataset:
+    def filter(self, function: Callable[..., Any], *, name: str | None = None) -> Dataset:
         """Keep the records for which ``function`` returns something true."""
         return Dataset(StepNode("filter", as_task(function, name), self._records))
 
-    def flat_map(self, function: Callable[[Any], Iterable[Any]], *, name: str | None = None) -> Dataset:
+    def flat_map(self, function: Callable[..., Any], *, name: str | None = None) -> Dataset:
         """Replace each record by those that ``function`` returns or yields for it: all of them or, when it raises, none."""
         return Dataset(StepNode("flat_map", as_task(function, name), self._records))
+
+    def map_batches(
+        self, function: Callable[..., Any], size: int = 1024, as_: Batch = "records", *, name: str | None = None
+    ) -> Dataset:
+        """Replace the records by those that ``function`` returns for many of them at once.
+
+        A batch is of one chunk, and has fewer records at its end. When ``function`` raises, it's called again with each of the
+        batch's records alone, so that only the bad ones become dead letters; a batch that crashes or hangs is divided in the
+        same way. So what a record becomes must not depend on the batch that it's in, nor on having been tried before.
+
+        Parameters
+        ----------
+        function : callable or Task
+            Called with a batch; or a class, built once a child, whose instance is. It returns the same kind, or any iterable
+            of records. As long as these are as many as it got, a later step's dead letter names the record; otherwise, some
+            record of the batch.
+        size : int
+            Records in a batch, at the most.
+        as_ : {"records", "pandas", "arrow"}
+            What a batch is: a list, a ``pandas.DataFrame`` or a ``pyarrow.Table``. Tables want records that are mappings, fill
+            fields that a record lacks, and give dicts. An Arrow table stays one between steps that want one, and on its way to
+            `write_parquet`.
+        name : str, optional
+            The step's name; by default the function's.
+
+        Returns
+        -------
+        Dataset
+            All records that the batches became, in order.
+
+        Raises
+        ------
+        GraphError
+            When ``function`` is async.
+        UsageError
+            When ``size`` or ``as_`` makes no sense.
+
+        Examples
+        --------
+        >>> import parflow as pf
+        >>> pf.items(range(5)).map_batches(lambda batch: [x * 10 for x in batch], size=2).compute()
+        [0, 10, 20, 30, 40]
+        >>> rows = pf.items([{"n": 1}, {"n": 2}])
+        >>> rows.map_batches(lambda frame: frame.assign(half=frame.n / 2), as_="pandas").compute()
+        [{'n': 1, 'half': 0.5}, {'n': 2, 'half': 1.0}]
+        """
+        return Dataset(StepNode("flat_map", as_batches(function, size, as_, name), self._records))
 
     # --- barriers --------------------------------------------------------------------------------------------------------
 
@@ -314,6 +358,81 @@ class Dataset(Lazy):
         extra = {} if compression is None else {"compression": compression}
         return self._write(ParquetSink(os.fspath(path), schema=schema, overwrite=overwrite, **extra), "write_parquet")
 
+    # --- conversions: these run -----------------------------------------------------------------------------------------
+
+    def to_pandas(self, **options: Any) -> DataFrame:
+        """Run durably, and return the records (dicts) as one DataFrame in input order: for results that fit into memory.
+
+        Parameters
+        ----------
+        **options
+            Those of `parflow.Workflow.run`.
+
+        Raises
+        ------
+        GraphError
+            When a record is no dict, or within a workflow function.
+        RunError
+            When the run fails or is stopped; what is finished is kept, and `resume` goes on.
+
+        Examples
+        --------
+        >>> import parflow as pf, tempfile
+        >>> squares = pf.items([1, 2, 3]).map(lambda n: {"n": n, "square": n * n})
+        >>> squares.to_pandas(home=tempfile.mkdtemp(), isolation="inline")["square"].tolist()
+        [1, 4, 9]
+        """
+        from parflow.api.conversions import to_pandas
+
+        return to_pandas(self, options)
+
+    def to_dask_dataframe(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        schema: Any = None,
+        compression: str | None = None,
+        overwrite: bool = False,
+        **options: Any,
+    ) -> Any:
+        """Run durably, writing the records (dicts) as Parquet, and return a Dask DataFrame that reads it.
+
+        Parameters
+        ----------
+        path : path-like, optional
+            The folder for the files, or a URL of one; by default a new one under ``frames`` in the run's home or store.
+        schema, compression, overwrite
+            As for `write_parquet`. Without a schema, the types of all files are brought together at the end.
+        **options
+            Those of `parflow.Workflow.run`.
+
+        Returns
+        -------
+        dask.dataframe.DataFrame
+            The rows in input order. Types are Arrow's, so that integers with nulls stay integers. It's lazy: the files must
+            stay as long as it's used.
+
+        Raises
+        ------
+        GraphError
+            Within a workflow function.
+        RunError
+            When the run fails or is stopped; what is finished is kept.
+        OutputError
+            When the files' types don't go together: fix them with ``schema``.
+
+        Examples
+        --------
+        >>> import parflow as pf, tempfile
+        >>> squares = pf.items([1, 2, 3]).map(lambda n: {"n": n, "square": n * n})
+        >>> frame = squares.to_dask_dataframe(home=tempfile.mkdtemp(), isolation="inline")
+        >>> [*frame.columns]
+        ['n', 'square']
+        """
+        from parflow.api.conversions import to_dask_dataframe
+
+        return to_dask_dataframe(self, path, schema, compression, overwrite, options)
+
     def _write(self, sink: Any, kind: str) -> Value:
         value = Value(SinkNode(sink, self._records, f"{kind} {os.path.basename(sink.path.rstrip('/'))}"))
         workflow = current_workflow()
@@ -324,130 +443,3 @@ class Dataset(Lazy):
 
 def _first(results: Sequence[Any]) -> Any:
     return results[0]
-
-
-# --- sources ---------------------------------------------------------------------------------------------------------------
-
-
-def read_lines(
-    paths: Paths,
-    *,
-    encoding: str = "utf-8",
-    fallback: str | None = None,
-    chunk_bytes: float | str = CHUNK_BYTES,
-    max_record: float | str = "64MiB",
-) -> Dataset:
-    r"""Read text files line by line.
-
-    Parameters
-    ----------
-    paths : path-like or sequence of them
-        Files, patterns (``**`` matches folders at any depth) or fsspec URLs; ``.gz``, ``.bz2``, ``.xz`` and ``.zst`` are read
-        as they are. A path that exists is taken literally.
-    encoding, fallback : str
-        How bytes become text: ``encoding``, else ``fallback``, else the line is a dead letter. Which was used is counted.
-    chunk_bytes : int or str
-        Bytes of input that a chunk holds at the most, unless one file can't be split.
-    max_record : int or str
-        Bytes of the longest line; a longer one is a dead letter.
-
-    Returns
-    -------
-    Dataset
-        A str for each line, without its line end (``\n`` or ``\r\n``).
-
-    Examples
-    --------
-    >>> import parflow as pf, tempfile, pathlib
-    >>> file = pathlib.Path(tempfile.mkdtemp(), "a.txt")
-    >>> _ = file.write_text("one\ntwo\n")
-    >>> pf.read_lines(file).compute()
-    ['one', 'two']
-    """
-    return _files(LinesSource, paths, encoding, fallback, chunk_bytes, max_record)
-
-
-def read_jsonl(
-    paths: Paths,
-    *,
-    encoding: str = "utf-8",
-    fallback: str | None = None,
-    chunk_bytes: float | str = CHUNK_BYTES,
-    max_record: float | str = "64MiB",
-) -> Dataset:
-    r"""Read JSON Lines: one JSON value a line, blank lines passed over. Parameters are those of `read_lines`.
-
-    Returns
-    -------
-    Dataset
-        What each line holds; a line that is not JSON is a dead letter that names file and offset.
-
-    Examples
-    --------
-    >>> import parflow as pf, tempfile, pathlib
-    >>> file = pathlib.Path(tempfile.mkdtemp(), "a.jsonl")
-    >>> _ = file.write_text('{"lang": "en"}\n{"lang": "cs"}\n')
-    >>> pf.read_jsonl(file).map(lambda row: row["lang"]).compute()
-    ['en', 'cs']
-    """
-    return _files(JSONLinesSource, paths, encoding, fallback, chunk_bytes, max_record)
-
-
-def read_files(
-    paths: Paths,
-    *,
-    mode: str = "text",
-    encoding: str = "utf-8",
-    fallback: str | None = None,
-    chunk_bytes: float | str = CHUNK_BYTES,
-    max_record: float | str = "1GiB",
-) -> Dataset:
-    """Read whole files: one record a file. Parameters are those of `read_lines`.
-
-    Parameters
-    ----------
-    mode : {"text", "bytes"}
-        Whether a document has ``.text`` or ``.data``.
-
-    Returns
-    -------
-    Dataset
-        A `Document` for each file: ``.path``, and ``.text`` or ``.data``.
-
-    Examples
-    --------
-    >>> import parflow as pf, tempfile, pathlib
-    >>> file = pathlib.Path(tempfile.mkdtemp(), "a.txt")
-    >>> _ = file.write_text("some text")
-    >>> pf.read_files(file).map(lambda document: len(document.text)).compute()
-    [9]
-    """
-    return _files(FilesSource, paths, encoding, fallback, chunk_bytes, max_record, mode=mode)
-
-
-def _files(
-    kind: Any, paths: Paths, encoding: str, fallback: str | None, chunk: float | str, longest: float | str, **more: Any
-) -> Dataset:
-    source = kind(paths, encoding=encoding, fallback=fallback, chunk_bytes=nbytes(chunk), max_record=nbytes(longest), **more)
-    return Dataset(SourceNode(source))
-
-
-def items(iterable: Iterable[Any], *, chunk_records: int | None = None) -> Dataset:
-    """Take Python objects as records.
-
-    Parameters
-    ----------
-    iterable : iterable
-        Anything that can be iterated and whose items pickle; it's taken lazily, chunk by chunk.
-    chunk_records : int, optional
-        Items in a chunk; by default at most 256 chunks when the number is known.
-
-    Examples
-    --------
-    >>> import parflow as pf
-    >>> pf.items("abc").map(str.upper).compute()
-    ['A', 'B', 'C']
-    """
-    if isinstance(iterable, Lazy):
-        raise GraphError(f"items() was given {iterable!r}, which is lazy already; use its methods, such as .map()")
-    return Dataset(SourceNode(ItemsSource(iterable, chunk_records=chunk_records)))

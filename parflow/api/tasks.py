@@ -6,8 +6,10 @@ import contextvars
 import functools
 import inspect
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, overload
 
+from parflow.core.forms import BATCHES, Batch, Batched, Concurrent, is_async
 from parflow.core.plan import Plan, make_plan
 from parflow.errors import GraphError, UsageError
 from parflow.model import OutputNode, Task, nbytes, seconds
@@ -29,7 +31,12 @@ def current_workflow() -> list[Value] | None:
 def task(function: Callable[..., Any], /) -> Task: ...
 @overload
 def task(
-    *, timeout: float | str | None = None, memory: float | str | None = None, name: str | None = None, version: str = ""
+    *,
+    timeout: float | str | None = None,
+    memory: float | str | None = None,
+    concurrency: int | None = None,
+    name: str | None = None,
+    version: str = "",
 ) -> Callable[[Callable[..., Any]], Task]: ...
 def task(
     function: Callable[..., Any] | None = None,
@@ -37,10 +44,17 @@ def task(
     *,
     timeout: float | str | None = None,
     memory: float | str | None = None,
+    concurrency: int | None = None,
     name: str | None = None,
     version: str = "",
 ) -> Task | Callable[[Callable[..., Any]], Task]:
-    """Give a function policies. Called, it stays the plain function.
+    """Give a function, plain or ``async``, or a class policies. Called, it stays what it is.
+
+    A class whose instances can be called is built once in each child, when the first record comes (a model is loaded, a
+    connection opened), and its instance is then called with every record of the run. A child that was killed is replaced by
+    one that builds anew; a child that ends in peace calls ``close()``, if there is one. When ``__init__`` raises, the step is
+    broken and the run ends: no record is to blame. Arguments are bound with `functools.partial`. Without children
+    (``isolation="inline"``, plain Dask) a process has one instance, whose calls take turns, and never closes it.
 
     Parameters
     ----------
@@ -48,6 +62,9 @@ def task(
         What one call may take: seconds, or text such as ``"30s"``. A record that takes longer becomes a dead letter.
     memory : int or str, optional
         What the child process may use more than it starts with: bytes, or text such as ``"512MiB"``.
+    concurrency : int, optional
+        Calls of an ``async`` function that are in flight at once in each child; by default 1. What follows the step gets its
+        results in the records' order, so a slow record holds up those behind it once so many are waiting.
     name : str, optional
         The step's name; by default the function's.
     version : str
@@ -58,6 +75,11 @@ def task(
     Task
         To be given to `Dataset.map` and its like.
 
+    Raises
+    ------
+    UsageError
+        When ``concurrency`` is less than 1, or given for a function that is not ``async``.
+
     Examples
     --------
     >>> @task(timeout="30s")
@@ -65,13 +87,37 @@ def task(
     ...     return 2 * x
     >>> double(4), double.timeout
     (8, 30.0)
+
+    A class, built once for many records:
+
+    >>> import parflow as pf
+    >>> from functools import partial
+    >>> class Stemmer:
+    ...     def __init__(self, language="en"):
+    ...         self.ending = {"en": "s", "de": "e"}[language]
+    ...     def __call__(self, word):
+    ...         return word.removesuffix(self.ending)
+    >>> pf.items(["cats", "dogs"]).map(Stemmer).compute()
+    ['cat', 'dog']
+    >>> pf.items(["Hunde"]).map(partial(Stemmer, "de")).compute()
+    ['Hund']
+
+    Many calls that wait at the same time:
+
+    >>> import asyncio
+    >>> @task(concurrency=100, timeout="10s")
+    ... async def fetch(n):
+    ...     await asyncio.sleep(0.01)
+    ...     return n * n
+    >>> pf.items(range(4)).map(fetch).compute()
+    [0, 1, 4, 9]
     """
 
     def wrap(function: Callable[..., Any]) -> Task:
         if not callable(function):
             raise UsageError(f"@task goes on a function, not on {function!r}; write its options by name: @task(timeout='30s')")
         return Task(
-            function,
+            function if concurrency is None else _concurrent(function, concurrency),
             name or _name(function),
             seconds(timeout) if timeout is not None else None,
             nbytes(memory) if memory is not None else None,
@@ -81,18 +127,41 @@ def task(
     return wrap if function is None else wrap(function)
 
 
+def _concurrent(function: Callable[..., Any], calls: int) -> Concurrent:
+    if not isinstance(calls, int) or calls < 1:
+        raise UsageError(f"concurrency={calls!r} is no number of calls; write 1 or more")
+    if not is_async(function):
+        raise UsageError(
+            f"concurrency={calls} is for async functions, and {_name(function)!r} is none. Plain functions run one a child: "
+            "give the run more workers, or write `async def`."
+        )
+    return Concurrent(function, calls)
+
+
 def as_task(function: Any, name: str | None) -> Task:
     """Return a task for anything that can be called with a record."""
     if isinstance(function, Task):
-        return function if name is None else Task(function.function, name, function.timeout, function.memory, function.version)
+        return function if name is None else replace(function, name=name)
     if not callable(function):
         raise GraphError(f"a step needs a function, not {function!r}")
-    if inspect.iscoroutinefunction(function):
-        raise GraphError(f"step {_name(function)!r} is an async function; wrap it in a plain one that runs it (asyncio.run)")
     return Task(function, name or _name(function))
 
 
+def as_batches(function: Any, size: int, form: Batch, name: str | None) -> Task:
+    """Return a task that is called with batches."""
+    task = as_task(function, name)
+    if is_async(task.function):
+        raise GraphError(f"map_batches needs a plain function, and {task.name!r} is async; give it to map with concurrency=")
+    if not isinstance(size, int) or size < 1:
+        raise UsageError(f"size={size!r} is no number of records; write 1 or more")
+    if form not in BATCHES:
+        raise UsageError(f"as_={form!r} is unknown; write one of {', '.join(map(repr, BATCHES))}")
+    return replace(task, function=Batched(task.function, size, form))
+
+
 def _name(function: Any) -> str:
+    if isinstance(function, functools.partial):
+        return _name(function.func)
     name = str(getattr(function, "__name__", "") or type(function).__name__)
     return "lambda" if name == "<lambda>" else name
 

@@ -74,9 +74,13 @@ def _canonical(value: Any, seen: frozenset[int]) -> Any:
 def _thing(value: Any, seen: frozenset[int]) -> Any:
     name = f"{type(value).__module__}.{type(value).__qualname__}"
     if isinstance(value, type):
-        own = {key: item for key, item in vars(value).items() if isinstance(item, (types.FunctionType, int, str, float))}
+        own = {key: _code_of(item) for key, item in vars(value).items()}
+        own = {key: item for key, item in own.items() if isinstance(item, (types.FunctionType, int, str, float, tuple))}
         own = {key: item for key, item in own.items() if not key.startswith("__") or isinstance(item, types.FunctionType)}
-        bases = tuple(f"{base.__module__}.{base.__qualname__}" for base in value.__bases__)
+        bases = tuple(
+            _canonical(base, seen) if base.__module__ == value.__module__ else f"{base.__module__}.{base.__qualname__}"
+            for base in value.__bases__
+        )
         return ("class", f"{value.__module__}.{value.__qualname__}", bases, _canonical(own, seen))
     if dataclasses.is_dataclass(value):
         fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.compare}
@@ -92,6 +96,15 @@ def _thing(value: Any, seen: frozenset[int]) -> Any:
         return (name, pickle.dumps(value, protocol=4))
     except Exception:  # noqa: BLE001 - whatever a stranger's pickling raises, the type's name remains
         return (name,)
+
+
+def _code_of(item: Any) -> Any:
+    """Return the function in what a class makes of one."""
+    if isinstance(item, (staticmethod, classmethod)):
+        return item.__func__
+    if isinstance(item, property):
+        return tuple(part for part in (item.fget, item.fset) if part is not None)
+    return getattr(item, "func", item) if isinstance(item, functools.cached_property) else item
 
 
 def _function(function: types.FunctionType, seen: frozenset[int]) -> Any:

@@ -7,22 +7,57 @@ outputs that end it (reductions, sinks, collections), each a barrier.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from parflow.core.fingerprint import fingerprint
+from parflow.core.forms import Batched, Concurrent, is_async, is_built
 from parflow.core.history import StageFacts
 from parflow.errors import GraphError
 from parflow.model import CollectNode, OutputNode, RecordsNode, ReduceNode, SinkNode, SourceNode, StepNode, Task
+
+BATCH_ENOUGH = 32
+"""Records of a batch that small inputs are still cut for: more would cost them their parallelism."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
     """A fused record-wise step; ``parent`` is the index of the step before it, -1 for the source."""
 
-    kind: Literal["map", "filter", "flat_map"]
+    kind: Literal["map", "filter", "flat_map", "map_batches"]
     task: Task
     parent: int
+
+    @property
+    def preload(self) -> tuple[str, ...]:
+        """Modules that running the step takes, whatever its function does."""
+        function = self.task.function
+        if isinstance(function, Batched):
+            return {"records": (), "pandas": ("pandas",), "arrow": ("pyarrow",)}[function.form]
+        return ("asyncio",) if is_async(function) else ()
+
+    @property
+    def together(self) -> int:
+        """Records that a chunk should have, where its size is free to choose, so that the step is not kept from its work."""
+        if isinstance(self.task.function, Batched):
+            return min(self.task.function.size, BATCH_ENOUGH)
+        return 2 * self.task.function.calls if isinstance(self.task.function, Concurrent) else 1
+
+    @property
+    def manner(self) -> str:
+        """Say in words how the step's function is called and what it may take; nothing for the plain way."""
+        task, words = self.task, []
+        if is_built(task.function):
+            words.append("built once a child")
+        if isinstance(task.function, Batched):
+            words.append(f"{task.function.form}, {task.function.size:,} at a time")
+        if is_async(task.function):
+            words.append(f"{task.function.calls if isinstance(task.function, Concurrent) else 1:,} in flight")
+        if task.timeout:
+            words.append(f"timeout {task.timeout:g} s")
+        if task.memory:
+            words.append(f"memory {task.memory / 2**20:.0f} MiB")
+        return f" [{', '.join(words)}]" if words else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +86,8 @@ class Stage:
     @property
     def preload(self) -> tuple[str, ...]:
         """Modules that the stage's own parts need, worth importing once before children are forked."""
-        return tuple(sorted({module for part in (self.source, *(o.body for o in self.outputs)) for module in _preload(part)}))
+        modules = {module for part in (self.source, *(output.body for output in self.outputs)) for module in _preload(part)}
+        return tuple(sorted(modules.union(*(step.preload for step in self.steps))))
 
     def label(self, number: int) -> str:
         """Name step ``number`` as children count them: 0 reads, then the steps, then the outputs."""
@@ -103,11 +139,8 @@ class Plan:
         for number, stage in enumerate(self.stages):
             lines.append(f"stage {number}: {stage.source!r}")
             for step in stage.steps:
-                limits = [f"timeout {step.task.timeout:g} s" if step.task.timeout else ""]
-                limits.append(f"memory {step.task.memory / 2**20:.0f} MiB" if step.task.memory else "")
-                extra = ", ".join(limit for limit in limits if limit)
                 after = "" if step.parent == stage.steps.index(step) - 1 else f" (after {stage.label(step.parent + 1)})"
-                lines.append(f"  {step.kind} {step.task.name}{after}" + (f" [{extra}]" if extra else ""))
+                lines.append(f"  {step.kind} {step.task.name}{after}{step.manner}")
             for output in stage.outputs:
                 what = {
                     "reduce": "partial results in the store, merged in input order",
@@ -153,7 +186,7 @@ def make_plan(name: str, outputs: Iterable[OutputNode]) -> Plan:
         parent = draft.add(chain[1:])
         places[output] = (draft.number, len(draft.outputs))
         draft.outputs.append(_output(output, parent))
-    stages = tuple(Stage(source.source, tuple(draft.steps), tuple(draft.outputs)) for source, draft in drafts.items())
+    stages = tuple(draft.stage(node.source) for node, draft in drafts.items())
     _check_sinks(stages)
     return Plan(name, stages, tuple(places[output] for output in wanted))
 
@@ -167,13 +200,20 @@ class _Draft:
         self.outputs: list[Output] = []
         self.seen: dict[RecordsNode, int] = {}
 
+    def stage(self, source: Any) -> Stage:
+        together = max((step.together for step in self.steps), default=1)
+        if together > 1 and hasattr(source, "together"):
+            source = replace(source, together=together)
+        return Stage(source, tuple(self.steps), tuple(self.outputs))
+
     def add(self, nodes: Iterable[RecordsNode]) -> int:
         parent = -1
         for node in nodes:
             assert isinstance(node, StepNode)
             if node not in self.seen:
                 self.seen[node] = len(self.steps)
-                self.steps.append(Step(node.kind, node.task, parent))
+                kind = "map_batches" if isinstance(node.task.function, Batched) else node.kind
+                self.steps.append(Step(kind, node.task, parent))
             parent = self.seen[node]
         return parent
 

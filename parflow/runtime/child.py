@@ -23,7 +23,7 @@ import struct
 import sys
 from typing import Any, NoReturn
 
-from parflow.runtime.pipeline import WORDS
+from parflow.runtime.marker import WORDS
 
 HEADER = struct.Struct("<Q")
 MARKER_BYTES = 8 * WORDS
@@ -184,4 +184,5 @@ def _run(sock: socket.socket, marker: Any) -> NoReturn:
         for answer in run_jobs(batch, first, opened, marker):
             send(sock, pickle.dumps(answer, protocol=5))
         send(sock, pickle.dumps(None))
+    opened.close()
     os._exit(0)

@@ -17,10 +17,14 @@ from parflow.core.plan import Plan, Stage
 from parflow.errors import InputError, RecordError
 from parflow.model import START, Chunk, ChunkJob, MergeJob, Piece, Receipt, Ref, Rejected, chunk_id, digest
 from parflow.runtime.code import dumps
-from parflow.runtime.pipeline import WORDS, Broken, Context, run_merge, run_piece
+from parflow.runtime.instances import Instances
+from parflow.runtime.marker import WORDS
+from parflow.runtime.pipeline import Broken, Context, run_merge, run_piece
 
 FAN_IN = 16
 """Partial results that one merge takes."""
+INSTANCES = Instances(shared=True)
+"""What class tasks built in this process, by the name of the computation."""
 
 
 @dataclass
@@ -54,6 +58,7 @@ def plain_chunk(stage: Stage, chunk: Chunk, store: MemoryStore, run_id: str) -> 
     job = ChunkJob(0, Piece(chunk.index, START), chunk)
     name = f"plain-{chunk.index:06d}"
     try:
+        stage = INSTANCES.ready(stage, run_id, run_id)
         receipt = run_piece(stage, job, _context(run_id, name, store), (None,) * (1 + len(stage.steps) + len(stage.outputs)))
     except Broken as broken:
         raise broken.error from None

@@ -1,8 +1,6 @@
 """Run the records of a piece through a stage: the one primitive, "run ``[first, stop)`` and say how far you got".
 
 The same code runs in a child of the sandbox, in the worker's own thread (``isolation="inline"``) and in a plain Dask graph.
-Steps are compiled into nested closures that push each record on, so that the path of a record is a few calls and no
-allocation. The *marker* (eight 64-bit words, shared with whoever supervises) says which record is in hand.
 """
 
 from __future__ import annotations
@@ -12,10 +10,11 @@ import pickle
 import reprlib
 import time
 import traceback
-from collections.abc import Callable, MutableSequence, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from parflow.core.forms import Batched, is_async
 from parflow.core.plan import Output, Stage, Step
 from parflow.core.reducers import Reducer
 from parflow.errors import CodeError, RecordMemoryError, StoreError
@@ -33,18 +32,12 @@ from parflow.model import (
     Tally,
     make_ref,
 )
-
-STOP, JOB, ORDINAL, PART, OFFSET, STEP, CALL = range(7)
-"""Words of the marker: please stop; number of the job in hand (from 1); the record's place; step in hand; calls begun."""
-WORDS = 8
+from parflow.runtime.marker import OFFSET, ORDINAL, PART, STEP, STOP, Marker, Place, put
+from parflow.runtime.steps import Batches, Door, Fail, Keeps, Push, door, fan_out, plain
 
 PREVIEW = 200
 TRACEBACKS = 100
 
-Marker = MutableSequence[int]
-Push = Callable[[Any], None]
-PushMany = Callable[[list[Any]], None]
-Fail = Callable[[int, BaseException, Any], None]
 Timeouts = Sequence[float | None]
 
 
@@ -152,71 +145,7 @@ class DeadLetters:
         )
 
 
-# --- steps, compiled into closures -------------------------------------------------------------------------------------
-
-
-def _each(push: Push) -> PushMany:
-    def push_each(records: list[Any]) -> None:
-        for record in records:
-            push(record)
-
-    return push_each
-
-
-def _fan_out(consumers: list[tuple[Push, PushMany]]) -> tuple[Push, PushMany]:
-    if len(consumers) == 1:
-        return consumers[0]
-
-    def push_all(record: Any) -> None:
-        for push, _ in consumers:
-            push(record)
-
-    return push_all, _each(push_all)
-
-
-def _timed(function: Callable[[Any], Any], marker: Marker) -> Callable[[Any], Any]:
-    """Count the calls of a function that has a timeout, so that its supervisor can tell one call from the next."""
-
-    def call(record: Any) -> Any:
-        marker[CALL] += 1
-        return function(record)
-
-    return call
-
-
-def _step(step: Step, number: int, marker: Marker, fail: Fail, onward: tuple[Push, PushMany], timed: bool) -> Push:
-    function = _timed(step.task.function, marker) if timed else step.task.function
-    push, push_many = onward
-
-    def push_map(record: Any) -> None:
-        marker[STEP] = number
-        try:
-            made = function(record)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - user code may raise anything
-            fail(number, error, record)
-        else:
-            push(made)
-
-    def push_filter(record: Any) -> None:
-        marker[STEP] = number
-        try:
-            keep = bool(function(record))
-        except (Exception, SystemExit) as error:  # noqa: BLE001
-            fail(number, error, record)
-        else:
-            if keep:
-                push(record)
-
-    def push_flat_map(record: Any) -> None:
-        marker[STEP] = number
-        try:
-            made = list(function(record))
-        except (Exception, SystemExit) as error:  # noqa: BLE001
-            fail(number, error, record)
-        else:
-            push_many(made)
-
-    return {"map": push_map, "filter": push_filter, "flat_map": push_flat_map}[step.kind]
+# --- outputs -----------------------------------------------------------------------------------------------------------
 
 
 class _Reduction:
@@ -247,7 +176,7 @@ class _Reduction:
                     push(record)
 
         in_bulk = type(reducer).extend is not Reducer.extend
-        self.door = (push, push_many if in_bulk else _each(push))
+        self.door = door(marker, push, push_many if in_bulk else None)
 
         def seal() -> Any:
             return reducer.seal(state)
@@ -275,7 +204,7 @@ class _Collection:
             except (Exception, SystemExit) as error:  # noqa: BLE001
                 fail(number, error, record)
 
-        self.door = (push, _each(push))
+        self.door = door(context.marker, push)
 
     def close(self) -> tuple[Ref | None, SinkFile | None]:
         return _put(b"".join(self.out), self.context), None
@@ -307,7 +236,16 @@ class _Writing:
             except (Exception, SystemExit) as error:  # noqa: BLE001
                 letters.add(number, error, record)
 
-        self.door = (push, _each(push))
+        def push_table(rows: Any, places: Sequence[Place]) -> None:
+            marker[STEP] = number
+            try:
+                self.writer.write_table(rows, [Cursor(*place[:3]) for place in places])
+            except OSError as error:
+                raise Broken(output.name, error) from error
+            except MemoryError as error:
+                letters.add(number, error, None)
+
+        self.door = door(marker, push, table=push_table if hasattr(self.writer, "write_table") else None)
 
     def close(self) -> tuple[Ref | None, SinkFile | None]:
         done = self.writer.close()
@@ -332,26 +270,47 @@ def _keep(step: str, value: Any, context: Context) -> Ref:
 # --- running -----------------------------------------------------------------------------------------------------------
 
 
-def _compile(stage: Stage, context: Context, letters: DeadLetters, timeouts: Timeouts) -> tuple[Push, list[Any]]:
-    """Build the closures from the outputs back to the source; returns the first one and the outputs."""
-    consumers: dict[int, list[tuple[Push, PushMany]]] = {}
-    doors: list[Any] = []
+def _compile(stage: Stage, context: Context, letters: DeadLetters, timeouts: Timeouts) -> tuple[Push, list[Keeps], list[Any]]:
+    """Build the closures from the outputs back to the source.
+
+    Returns the first one, the steps that keep records (each before those that follow it), and the outputs.
+    """
+    marker = context.marker
+    consumers: dict[int, list[Door]] = {}
+    ends: list[Any] = []
     for index, output in enumerate(stage.outputs):
         number = 1 + len(stage.steps) + index
         own = context.named(index)
         if output.kind == "reduce":
-            door: Any = _Reduction(output, number, own, letters.add)
+            end: Any = _Reduction(output, number, own, letters.add)
         elif output.kind == "collect":
-            door = _Collection(number, own, letters.add)
+            end = _Collection(number, own, letters.add)
         else:
-            door = _Writing(output, number, index, own, letters)
-        doors.append(door)
-        consumers.setdefault(output.parent, []).append(door.door)
+            end = _Writing(output, number, index, own, letters)
+        ends.append(end)
+        consumers.setdefault(output.parent, []).append(end.door)
+    keeps: list[Keeps] = []
     for index in reversed(range(len(stage.steps))):
-        step = stage.steps[index]
-        push = _step(step, index + 1, context.marker, letters.add, _fan_out(consumers[index]), timeouts[index + 1] is not None)
-        consumers.setdefault(step.parent, []).append((push, _each(push)))
-    return _fan_out(consumers[-1])[0], doors
+        step, onward = stage.steps[index], fan_out(marker, consumers[index])
+        way, keeper = _step(step, index + 1, marker, letters.add, onward, timeouts[index + 1])
+        keeps[:0] = [keeper] if keeper else []
+        consumers.setdefault(step.parent, []).append(way)
+    return fan_out(marker, consumers[-1]).push, keeps, ends
+
+
+def _step(
+    step: Step, number: int, marker: Marker, fail: Fail, onward: Door, timeout: float | None
+) -> tuple[Door, Keeps | None]:
+    """Compile a step; also returns what keeps its records for a while, if anything does."""
+    if isinstance(step.task.function, Batched):
+        batches = Batches(step, number, marker, fail, onward)
+        return batches.door, batches
+    if is_async(step.task.function):
+        from parflow.runtime.flights import Flights
+
+        flights = Flights(step, number, marker, fail, onward, timeout)
+        return flights.door, flights
+    return plain(step, number, marker, fail, onward, timeout is not None), None
 
 
 def _read(stage: Stage, chunk: Chunk, piece: Piece, context: Context, letters: DeadLetters, push: Push) -> tuple[bool, Cursor]:
@@ -440,28 +399,32 @@ def run_piece(stage: Stage, job: ChunkJob, context: Context, timeouts: Timeouts)
     """
     piece, chunk, marker = job.piece, job.chunk, context.marker
     started, clock = time.time(), time.perf_counter()
-    marker[PART], marker[OFFSET], marker[STEP], marker[ORDINAL] = piece.start.part, piece.start.offset, 0, piece.first
+    marker[STEP] = 0
+    put(marker, (piece.first, piece.start.part, piece.start.offset, 0))
     source = copy.copy(stage.source)  # threads of a worker share the stage; each piece counts its own encodings
     source.reset()
     stage = replace(stage, source=source)
     letters = DeadLetters(stage, chunk, marker)
-    push, doors = _compile(stage, context, letters, timeouts)
+    push, keeps, ends = _compile(stage, context, letters, timeouts)
     results: list[Ref | None] = []
     files: list[SinkFile] = []
     try:
         early, end = _read(stage, chunk, piece, context, letters, push)
-        for door in doors:
-            result, file = door.close()
+        for keeper in keeps:
+            keeper.flush()
+        for output in ends:
+            result, file = output.close()
             results.append(result)
             files += [file] if file else []
     except BaseException as error:
-        for door in doors:
-            door.abort()
+        at, step = letters.in_hand(), marker[STEP]
+        for giving_up in (*keeps, *ends):
+            giving_up.abort()
         if not isinstance(error, OutOfMemory):
             raise
-        at = letters.in_hand()
-        failure = letters.describe(marker[STEP], RecordMemoryError(), "memory", _trace(error.__cause__ or error), None, at)
+        failure = letters.describe(step, RecordMemoryError(), "memory", _trace(error.__cause__ or error), None, at)
         return Receipt("died", cursor=at, failure=failure, tally=Tally(seconds=time.perf_counter() - clock), started=started)
+    letters.items.sort(key=lambda failure: failure.ordinal)  # late ones come out of order
     return Receipt(
         "stopped" if early else "done",
         cursor=end if early else None,

@@ -27,14 +27,16 @@ from typing import Any
 from parflow.errors import ParflowError, RecordCrashedError, RecordMemoryError, RecordTimeoutError
 from parflow.model import ChunkJob, Cursor, Receipt, Tally
 from parflow.runtime.child import MARKER_BYTES, START, receive, send
-from parflow.runtime.pipeline import JOB, OFFSET, ORDINAL, PART, STEP, STOP, WORDS, describe
+from parflow.runtime.marker import CALL, HELD, JOB, OFFSET, ORDINAL, PART, STEP, STOP, WORDS
+from parflow.runtime.pipeline import describe
 from parflow.runtime.worker import Batch, Opened, run_jobs
 
 POLL, WATCHFUL_POLL = 0.25, 0.05
 """Seconds between two looks at a child: at its clock and output; and at its memory or calls, when those have limits."""
 LOG_BYTES = 4 << 20
 """What a child may print before the beginning is thrown away (bytes)."""
-CALL_WORD = 6
+LEAVE_SECONDS = 2.0
+"""What idle children may take, all together, to close what their class tasks opened."""
 
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "ARROW_NUM_THREADS")
 
@@ -186,7 +188,7 @@ class Sandbox:
         self.stopped: set[str] = set()
         self.markers: dict[str, Any] = {}
         self.working: dict[str, Child] = {}
-        self.opened = Opened()
+        self.opened = Opened(shared=True)
         self.closed = False
 
     # --- children ------------------------------------------------------------------------------------------------------
@@ -199,6 +201,7 @@ class Sandbox:
                 odd = [child for child in self.idle if child.memory != memory]
                 self.idle = [child for child in self.idle if child.memory == memory]
                 missing = children - len(self.idle) - len(self.busy)
+            _dismiss(odd)
             for child in odd:
                 child.end()
             for child in [Child(self.server, memory) for _ in range(missing)]:
@@ -232,13 +235,16 @@ class Sandbox:
         return child.end()
 
     def close(self) -> None:
-        """Kill every child at once."""
+        """End every child: one that works at once, an idle one when it has closed what its tasks opened."""
         with self.lock:
             self.closed = True
-            children, self.idle = [*self.idle, *self.busy.values()], []
-        for child in children:
+            idle, self.idle, busy = self.idle, [], [*self.busy.values()]
+        for child in busy:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child.pid, signal.SIGKILL)
+        _dismiss(idle)
+        for child in idle:
+            child.end()
         self.server.close()
 
     # --- batches -------------------------------------------------------------------------------------------------------
@@ -317,7 +323,7 @@ class Sandbox:
         job = batch.jobs[first]
         child = self._take(batch.memory, fresh=isinstance(job, ChunkJob) and job.piece.alone)
         child.used = True
-        child.marker[JOB], child.marker[STOP], child.marker[CALL_WORD] = 0, 0, 0
+        child.marker[JOB], child.marker[STOP], child.marker[CALL] = 0, 0, 0
         self._watchable(batch, child.marker, child)
         death: tuple[str, ParflowError] | None
         try:
@@ -336,6 +342,7 @@ class Sandbox:
             return at + 1
         last = receipts[answered - 1] if answered else None
         if (last is not None and last.status == "died") or (batch.memory and child.resident() > 0.8 * batch.memory):
+            _dismiss([child])
             self._drop(child)
         else:
             self._give(child)
@@ -366,7 +373,7 @@ class Sandbox:
             if now - began > batch.slice:
                 marker[STOP] = 1
             if limits:
-                hand = (marker[JOB], marker[ORDINAL], marker[CALL_WORD], marker[STEP])
+                hand = (marker[JOB], marker[ORDINAL], marker[CALL], marker[STEP])
                 limit = batch.timeouts[hand[3]] if hand[3] < len(batch.timeouts) else None
                 if hand != seen:
                     seen, since = hand, now
@@ -377,6 +384,25 @@ class Sandbox:
             child.trim()
 
 
+def _dismiss(children: list[Child]) -> None:
+    """Let idle children end by themselves, and wait until they have, or for so long; whoever asks kills what is left."""
+    leaving = select.poll()
+    handles = []
+    for child in children:
+        with contextlib.suppress(OSError):  # it's gone already
+            child.sock.shutdown(socket.SHUT_WR)
+            handles.append(os.pidfd_open(child.pid))
+            leaving.register(handles[-1], select.POLLIN)
+    until = time.monotonic() + LEAVE_SECONDS
+    left = len(handles)
+    while left and (seconds := until - time.monotonic()) > 0:
+        for handle, _ in leaving.poll(1000 * seconds):
+            leaving.unregister(handle)
+            left -= 1
+    for handle in handles:
+        os.close(handle)
+
+
 def _obituary(child: Child, batch: Batch, cause: Any, error: ParflowError, drop: Any) -> Receipt:
     """Say what became of the job that a child had in hand when it ended. The record's name is the coordinator's to add."""
     marker = child.marker
@@ -385,6 +411,9 @@ def _obituary(child: Child, batch: Batch, cause: Any, error: ParflowError, drop:
     code = drop(child)
     if cause == "crash" and code != -signal.SIGKILL:
         error = RecordCrashedError(f"exit code {code}" if code >= 0 else f"signal {-code} ({signal.Signals(-code).name})")
+    job = batch.jobs[marker[JOB] - 1]
+    if cause == "timeout" and marker[HELD] and isinstance(job, ChunkJob) and not job.piece.alone:
+        cause = "crash"  # it may be another one's fault: only a record that is alone is condemned
     label = batch.labels[step] if step < len(batch.labels) else "?"
     failure = describe(error, record="", step=label, cause=cause, traceback=trace, ordinal=at.ordinal)
     return Receipt("died", cursor=at, failure=failure, tally=Tally())

@@ -12,7 +12,9 @@ from parflow.core.history import StageState
 from parflow.core.plan import Stage
 from parflow.errors import CodeError
 from parflow.model import INLINE_BYTES, Job, MergeJob, Piece, Receipt, dump_json, from_json, load_json, to_json
-from parflow.runtime.pipeline import JOB, STOP, Broken, Context, Marker, describe, run_merge, run_piece
+from parflow.runtime.instances import Instances
+from parflow.runtime.marker import JOB, STEP, STOP, Marker
+from parflow.runtime.pipeline import Broken, Context, describe, run_merge, run_piece
 from parflow.storage.store import Store, open_store
 
 Isolation = Literal["process", "inline"]
@@ -48,10 +50,18 @@ class Batch:
 
 @dataclass(slots=True)
 class Opened:
-    """Stores and stages that a process has opened, so that each is opened once."""
+    """Stores and stages that a process has opened, so that each is opened once.
 
+    ``shared`` says whether threads share it.
+    """
+
+    shared: bool = False
     stores: dict[str, Store] = field(default_factory=dict)
     stages: dict[tuple[str, str], Stage] = field(default_factory=dict)
+    instances: Instances = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.instances = Instances(shared=self.shared)
 
     def store(self, url: str) -> Store:
         """Return the store at a URL."""
@@ -79,6 +89,20 @@ class Opened:
                 raise Broken("load", wrong) from error
         return self.stages[key]
 
+    def ready(self, batch: Batch) -> Stage:
+        """Open the user's code, and build what its class tasks call.
+
+        Raises
+        ------
+        Broken
+            When it can't be loaded or built here, with the reason.
+        """
+        return self.instances.ready(self.stage(batch), batch.run_id, batch.code)
+
+    def close(self) -> None:
+        """Close what was built."""
+        self.instances.close()
+
 
 def run_jobs(batch: Batch, first: int, opened: Opened, marker: Marker) -> Iterator[tuple[int, Receipt]]:
     """Run the jobs of a batch from number ``first`` on; yields each one's number and receipt.
@@ -90,9 +114,11 @@ def run_jobs(batch: Batch, first: int, opened: Opened, marker: Marker) -> Iterat
         if marker[STOP]:
             return
         try:
-            stage = opened.stage(batch)
+            job = batch.jobs[number]
+            marker[STEP] = 0  # no step's timeout holds for what comes before its first record
+            stage = opened.stage(batch) if isinstance(job, MergeJob) else opened.ready(batch)
             marker[JOB] = number + 1
-            receipt = _run_job(batch, batch.jobs[number], stage, opened.store(batch.store), marker)
+            receipt = _run_job(batch, job, stage, opened.store(batch.store), marker)
         except Broken as broken:
             receipt = Receipt("broken", failure=describe(broken.error, record="", step=broken.step, cause="exception"))
         except Exception as error:  # noqa: BLE001 - the store, the sink or parflow itself: never a record's fault

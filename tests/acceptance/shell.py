@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 
-from parflow.runtime.pipeline import STOP
+from parflow.runtime.marker import STOP
 
 FLOWS = str(Path(__file__).with_name("flows.py"))
 PARFLOW = [sys.executable, "-m", "parflow.cli"]

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 import pickle
-import struct
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,54 +22,13 @@ from parflow.core import reducers
 from parflow.core.reducers import Reducer, check_reducer, reducer
 from parflow.errors import GraphError
 
+from .grouping import CUTS, assert_grouping_is_free, bits, taken
+
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
 NUMBERS = st.one_of(FLOATS, st.integers(), st.integers(-5, 5), st.booleans(), st.sampled_from([0.0, -0.0, 5e-324, 1e308]))
 SPECIAL = st.one_of(FLOATS, st.sampled_from([math.inf, -math.inf, math.nan]))
-CUTS = st.lists(st.integers(0, 60), max_size=8)
 WORDS = st.one_of(st.sampled_from(["a", "b", "c", ""]), st.text(max_size=2))
 MIXED = st.one_of(WORDS, st.integers(-3, 3), st.booleans(), st.none(), st.binary(max_size=1), st.sampled_from([0.0, 1.0, 2.5]))
-
-
-def bits(value: Any) -> Any:
-    """Tell a value by type and bits, so that 1, 1.0 and True differ, and NaN equals NaN."""
-    if isinstance(value, float):
-        return "float", struct.pack("<d", value)
-    if isinstance(value, dict):
-        return "dict", [(bits(key), bits(item)) for key, item in value.items()]
-    if isinstance(value, (list, tuple)):
-        return type(value).__name__, [bits(item) for item in value]
-    return type(value).__name__, value
-
-
-def pieces(records: list[Any], cuts: list[int]) -> list[list[Any]]:
-    edges = [0, *sorted(min(cut, len(records)) for cut in cuts), len(records)]
-    return [records[start:stop] for start, stop in itertools.pairwise(edges)]
-
-
-def taken(how: Reducer, records: list[Any], fast: bool) -> Any:
-    """Reduce one piece the way a worker does, and send the state over the wire."""
-    state = how.initial()
-    if fast:
-        state = how.extend(state, records)
-    else:
-        for record in records:
-            state = how.step(state, record)
-    return pickle.loads(pickle.dumps(state))
-
-
-def merged(how: Reducer, states: list[Any], shape: Callable[[int], int]) -> Any:
-    """Merge neighbours in an order that ``shape`` picks."""
-    while len(states) > 1:
-        at = shape(len(states) - 1) % (len(states) - 1)
-        states[at : at + 2] = [how.merge(states[at], states[at + 1])]
-    return how.finish(states[0])
-
-
-def assert_grouping_is_free(how: Reducer, records: list[Any], cuts: list[int], wanted: Any, draw: st.DataObject) -> None:
-    parts = pieces(records, cuts)
-    states = [taken(how, part, draw.draw(st.booleans())) for part in parts]
-    value = merged(how, states, lambda upper: draw.draw(st.integers(0, upper)))
-    assert bits(value) == bits(wanted)
 
 
 # --- exact sums --------------------------------------------------------------------------------------------------------

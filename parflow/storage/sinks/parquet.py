@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -111,6 +111,31 @@ class _ParquetWriter(Writer):
         if len(self.records) >= _BATCH_ROWS or self.size >= _BATCH_BYTES:
             self._convert_batch()
 
+    def write_table(self, table: Any, tags: Sequence[Any]) -> None:
+        """Take the rows of an Arrow table as they are, with a tag for each; one by one, when the file has other columns."""
+        self._convert_batch()
+        try:
+            if len(table):
+                self.tables.append((self._checked(table), list(tags)))
+        except MemoryError:
+            raise
+        except Exception:  # noqa: BLE001 - which rows are to blame shows one by one
+            for record, tag in zip(table.to_pylist(), tags, strict=True):
+                try:
+                    self.write(record, tag)
+                except OSError:
+                    raise
+                except Exception as error:  # noqa: BLE001
+                    self.fail(tag, record, error)
+
+    def _checked(self, table: Any) -> Any:
+        """Return a table that fits the file, or raise."""
+        if not self.fixed:
+            return self._widened(table)
+        if missing := {*table.schema.names} - {*self.fields}:
+            raise ValueError(f"columns {missing} are not in the schema")
+        return self._without_null(_shaped(table, self.schema))
+
     def close(self) -> tuple[str, int, int] | None:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -152,13 +177,18 @@ class _ParquetWriter(Writer):
         import pyarrow as pa
 
         if not self.fixed:
-            table = _inferred(records)
-            schema = table.schema if self.schema is None else _unified(self.schema, table.schema)
-            if schema != self.schema:
-                _check_writable(schema)
-                self.schema = schema
-            return table
-        table = pa.Table.from_pylist(records, schema=self.schema)
+            return self._widened(_inferred(records))
+        return self._without_null(pa.Table.from_pylist(records, schema=self.schema))
+
+    def _widened(self, table: Any) -> Any:
+        """Let the file's schema take a table in, if it can."""
+        schema = table.schema if self.schema is None else _unified(self.schema, table.schema)
+        if schema != self.schema:
+            _check_writable(schema)
+            self.schema = schema
+        return table
+
+    def _without_null(self, table: Any) -> Any:
         for item in self.schema:
             if not item.nullable and table[item.name].null_count:
                 raise ValueError(f"column {item.name!r} may not be null in this schema")
@@ -169,7 +199,7 @@ class _ParquetWriter(Writer):
         import pyarrow as pa
 
         try:
-            fitting.append(pa.table([_column(table, item) for item in self.schema], schema=self.schema))
+            fitting.append(_shaped(table, self.schema))
         except pa.ArrowException:
             if len(table) > 1:
                 half = len(table) // 2
@@ -203,6 +233,12 @@ class _ParquetWriter(Writer):
             except Exception as cause:  # noqa: BLE001 - a strange value may raise anything
                 return ValueError(f"column {name!r}: {cause}")
         return error
+
+
+def _shaped(table: Any, schema: Any) -> Any:
+    import pyarrow as pa
+
+    return pa.table([_column(table, item) for item in schema], schema=schema)
 
 
 def _column(table: Any, item: Any) -> Any:

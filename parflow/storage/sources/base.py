@@ -36,33 +36,23 @@ class BadRecord:
 
 @dataclass(init=False)
 class FileSource:
-    """Files that paths and patterns name.
-
-    ``encodings`` counts the exceptions since the last `reset`: texts that began with a byte order mark (``utf-8-sig``) and
-    records that needed the fallback.
-    """
+    """Files that paths and patterns name."""
 
     paths: tuple[str, ...]
     chunk_bytes: int
-    encoding: str
-    fallback: str | None
-    max_record: int
-    encodings: dict[str, int] = field(default_factory=dict, compare=False, repr=False)
+    encodings: dict[str, int] = field(compare=False, repr=False)
 
     splittable = False
     decodes = True
 
-    def __init__(self, paths: Paths, chunk_bytes: int, encoding: str, fallback: str | None, max_record: int) -> None:
+    def __init__(self, paths: Paths, chunk_bytes: int) -> None:
         given = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
         if not given:
             raise UsageError("no paths given: name at least one file or pattern")
-        if chunk_bytes < 1 or max_record < 1:
-            raise UsageError(f"chunk_bytes={chunk_bytes}, max_record={max_record}: both are bytes, at least 1")
+        if chunk_bytes < 1:
+            raise UsageError(f"chunk_bytes={chunk_bytes}: it is in bytes, at least 1")
         self.paths = tuple(absolute(path) for path in given)
         self.chunk_bytes = chunk_bytes
-        self.encoding = _codec(encoding)
-        self.fallback = None if fallback is None else _codec(fallback)
-        self.max_record = max_record
         self.encodings = {}
 
     def check(self) -> None:
@@ -84,6 +74,27 @@ class FileSource:
     def reset(self) -> None:
         """Begin to count encodings anew; what was counted stays with whoever took it."""
         self.encodings = {}
+
+
+@dataclass(init=False)
+class TextSource(FileSource):
+    """Files of text.
+
+    ``encodings`` counts the exceptions since the last `reset`: texts that began with a byte order mark (``utf-8-sig``) and
+    records that needed the fallback.
+    """
+
+    encoding: str
+    fallback: str | None
+    max_record: int
+
+    def __init__(self, paths: Paths, chunk_bytes: int, encoding: str, fallback: str | None, max_record: int) -> None:
+        super().__init__(paths, chunk_bytes)
+        if max_record < 1:
+            raise UsageError(f"max_record={max_record}: it is in bytes, at least 1")
+        self.encoding = _codec(encoding)
+        self.fallback = None if fallback is None else _codec(fallback)
+        self.max_record = max_record
 
     def count(self, encoding: str) -> None:
         """Count one use of an encoding that is not the declared one."""

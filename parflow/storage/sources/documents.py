@@ -9,7 +9,7 @@ from typing import BinaryIO, Literal, NamedTuple
 from parflow.core.partition import CHUNK_BYTES
 from parflow.errors import RecordTooLargeError, UsageError
 from parflow.model import Part
-from parflow.storage.sources.base import BOM, BadRecord, FileSource, Paths
+from parflow.storage.sources.base import BOM, BadRecord, Paths, TextSource
 from parflow.storage.sources.opening import STEP, opened
 
 MAX_DOCUMENT = 1024 * 1024 * 1024
@@ -61,7 +61,7 @@ class RawDocument(NamedTuple):
 
 
 @dataclass(init=False)
-class FilesSource(FileSource):
+class FilesSource(TextSource):
     r"""Whole files, each a `Document`. Newlines are left as they are; an empty file is an empty document.
 
     Parameters

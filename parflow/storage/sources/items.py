@@ -39,6 +39,8 @@ class ItemsSource:
         The items; anything that pickles, classes of the main script included.
     chunk_records : int, optional
         Items in a chunk. By default 256 chunks when the number of items is known; else 1, 1, 2, 4, … to 1,024 items.
+    together : int
+        Items that the steps want at once: a chunk of the default size has no fewer.
 
     Raises
     ------
@@ -58,6 +60,7 @@ class ItemsSource:
 
     iterable: Iterable[Any] | None = field(compare=False, repr=False)
     chunk_records: int | None = field(default=None, kw_only=True)
+    together: int = field(default=1, kw_only=True, compare=False)
     encodings: dict[str, int] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     name = "items"
@@ -108,9 +111,9 @@ class ItemsSource:
             return itertools.repeat(self.chunk_records)
         items: object = self.iterable
         if isinstance(items, Sized):
-            return itertools.repeat(max(1, -(-len(items) // CHUNKS)))
-        growing = (2**power for power in range(MOST_RECORDS.bit_length() - 1))
-        return itertools.chain([1], growing, itertools.repeat(MOST_RECORDS))
+            return itertools.repeat(max(self.together, -(-len(items) // CHUNKS)))
+        growing = (max(self.together, 2**power) for power in range(MOST_RECORDS.bit_length() - 1))
+        return itertools.chain([self.together], growing, itertools.repeat(max(self.together, MOST_RECORDS)))
 
     def read(self, part: Part, offset: int, store: ItemStore) -> Iterator[tuple[int, Any]]:
         """Yield position and item, from position ``offset`` on.

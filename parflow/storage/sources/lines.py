@@ -14,11 +14,11 @@ import orjson
 from parflow.core.partition import CHUNK_BYTES
 from parflow.errors import NotJSONError, RecordTooLargeError, UsageError
 from parflow.model import Part
-from parflow.storage.sources.base import BOM, BadRecord, FileSource, Paths
+from parflow.storage.sources.base import BOM, BadRecord, Paths, TextSource
 from parflow.storage.sources.opening import STEP, go_to, opened
 
 MAX_RECORD = 64 * 1024 * 1024
-_FRAME = len(BOM) + len(b"\r\n")
+FRAME = len(BOM) + len(b"\r\n")
 
 # orjson makes floats of integers beyond 64 bits, which have 19 digits or more. Looking for such a run in every line costs
 # more than parsing it; but a run of 19 has a digit at two neighbouring places of every ninth byte, and that is cheap to ask.
@@ -27,7 +27,7 @@ _DIGITS = bytes(ord("0" if chr(byte).isdecimal() and byte < 128 else " ") for by
 _LONG_NUMBER = re.compile(rb"[0-9]{19}").search
 
 
-class LinesSource(FileSource):
+class LinesSource(TextSource):
     r"""The lines of text files, without their ``\n`` or ``\r\n``; empty lines are records too.
 
     Parameters
@@ -86,14 +86,14 @@ class LinesSource(FileSource):
             offset = _go_to_line(file, part, offset, stop)
             if offset >= stop:
                 return
-            for line in iter(partial(file.readline, limit + _FRAME), b""):
+            for line in iter(partial(file.readline, limit + FRAME), b""):
                 size = len(line)
                 if has_bom and not offset and line.startswith(BOM):
                     line = line[len(BOM) :]  # noqa: PLW2901
                     self.count("utf-8-sig")
-                if size > limit and _content(line) > limit:
+                if size > limit and content_size(line) > limit:
                     yield offset, BadRecord(RecordTooLargeError(limit))
-                    offset = offset + size if line.endswith(b"\n") else _pass_line(file, offset + size, stop)
+                    offset = offset + size if line.endswith(b"\n") else pass_line(file, offset + size, stop)
                 else:
                     if not (skips_blank and line.isspace()) and line:
                         yield offset, line
@@ -147,8 +147,12 @@ class JSONLinesSource(LinesSource):
             value = orjson.loads(raw if self.encoding == "utf-8" else raw.decode(self.encoding))  # type: ignore[arg-type]
         except ValueError:
             return self._by_python(raw)
-        if raw[_NINTH].translate(_DIGITS).find(b"00") >= 0 and _LONG_NUMBER(raw):  # type: ignore[index, arg-type]
-            return self._by_python(raw)
+        sample = raw[_NINTH].translate(_DIGITS)  # type: ignore[index]
+        place = sample.find(b"00")
+        while place >= 0:
+            if _LONG_NUMBER(raw, max(0, 9 * place - 18), 9 * place + 28):  # type: ignore[arg-type]
+                return self._by_python(raw)
+            place = sample.find(b"00", place + 1)
         return value
 
     def _by_python(self, raw: bytes | BadRecord) -> Any:
@@ -163,7 +167,8 @@ class JSONLinesSource(LinesSource):
             raise NotJSONError(str(error)) from None
 
 
-def _content(line: bytes) -> int:
+def content_size(line: bytes) -> int:
+    """Return the bytes of a line without its end."""
     return len(line) - (2 if line.endswith(b"\r\n") else line.endswith(b"\n"))
 
 
@@ -172,12 +177,12 @@ def _go_to_line(file: BinaryIO, part: Part, offset: int, stop: int) -> int:
     if offset == part.start > 0:
         # From the byte before: if it is a newline, a line begins right here.
         go_to(file, offset - 1)
-        return _pass_line(file, offset - 1, stop)
+        return pass_line(file, offset - 1, stop)
     go_to(file, offset)
     return offset
 
 
-def _pass_line(file: BinaryIO, offset: int, stop: int) -> int:
+def pass_line(file: BinaryIO, offset: int, stop: int) -> int:
     """Pass over the rest of a line in bounded memory, no further than ``stop``; return where that ends."""
     while offset < stop and (piece := file.readline(STEP)):
         offset += len(piece)

@@ -48,11 +48,12 @@ def opened(part: Part) -> Iterator[BinaryIO]:
         raise UnreadableInputError(part.path, reason(error)) from error
 
 
-def go_to(file: BinaryIO, offset: int) -> None:
-    """Move to an offset, passing over what is before it when the file is a stream."""
+def go_to(file: BinaryIO, offset: int, here: int = 0) -> None:
+    """Move to an offset; a stream, which stands at ``here``, passes over what is before it."""
     if file.seekable():
         file.seek(offset)
         return
+    offset -= here
     while offset > 0:
         piece = file.read(min(offset, STEP))
         if not piece:

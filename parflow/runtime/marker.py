@@ -1,0 +1,28 @@
+"""The marker: eight 64-bit words, shared with whoever supervises, that say which record is in hand."""
+
+from __future__ import annotations
+
+from collections.abc import MutableSequence
+from typing import TypeAlias
+
+STOP, JOB, ORDINAL, PART, OFFSET, STEP, CALL, HELD = range(8)
+"""Please stop; number of the job in hand (from 1); the record's place; step in hand; calls begun; more are in hand.
+
+While ``HELD`` is not 0, several records are in hand and the named one is only the first suspect: what ends the child is
+held against none of them before it has run alone.
+"""
+WORDS = 8
+
+Marker: TypeAlias = MutableSequence[int]
+Place: TypeAlias = tuple[int, int, int, int]
+"""Which record something belongs to: its ordinal, part and offset; and whether it may be another one's (``HELD``)."""
+
+
+def take(marker: Marker) -> Place:
+    """Return the place in hand, for a record that is kept for later."""
+    return marker[ORDINAL], marker[PART], marker[OFFSET], marker[HELD]
+
+
+def put(marker: Marker, place: Place) -> None:
+    """Take a record in hand again."""
+    marker[ORDINAL], marker[PART], marker[OFFSET], marker[HELD] = place
