@@ -202,7 +202,8 @@ class Receipt:
 
     status
         ``done``: all of it. ``stopped``: up to ``cursor``, the rest is to be queued again. ``died``: the record at ``cursor``
-        was in hand when the child ended or ran out of memory, and nothing of the job stands. ``broken``: the step can't run.
+        was in hand when the child ended or ran out of memory, and nothing of the job stands (the failure's cause is ``input``
+        when that record was still to be read; no cursor: when results were being written). ``broken``: the step can't run.
     results
         One reference for each output of the stage: a reduction's partial state, a collection's records, or None.
     failures

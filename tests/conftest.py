@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# In CI the same examples every time: a change is judged by itself. Elsewhere chance goes on looking.
+settings.register_profile("ci", derandomize=True, deadline=None)
+settings.register_profile("chance", deadline=None)
+settings.load_profile("ci" if os.environ.get("CI") else "chance")
 
 
 @pytest.fixture(autouse=True)

@@ -305,7 +305,7 @@ class Coordinator:
             self._chunk_back(number, piece, found)
             return
         chunk = self.state.stages[number].chunks[piece.chunk].chunk
-        self._push((int(fresh), -chunk.weight, number, piece.chunk, piece.first), ChunkJob(number, piece, chunk))
+        self._push((int(fresh), -chunk.weight, number, piece.chunk, piece.first), self._job(number, piece))
 
     def _push(self, rank: tuple[int, int, int, int, int], job: Job) -> None:
         self._pushed += 1  # a last word where ranks tie, so that jobs themselves are never compared
@@ -381,6 +381,12 @@ class Coordinator:
                 self._enqueue(number, piece, fresh=False)  # it yielded before its first record
                 return
             rest = _rest(piece, at)
+        elif receipt.status == "died" and (receipt.cursor is None or self._first_loss(number, piece, receipt)):
+            self._lose(self._job(number, piece), _tell(receipt.failure) if receipt.failure else "its child died")
+            return
+        elif receipt.status == "died" and receipt.failure is not None and receipt.failure.cause == "input":
+            rest = _without_part(piece, at, len(stage.chunks[piece.chunk].chunk.parts))
+            failure = receipt.failure
         elif receipt.status == "died":
             condemned = receipt.failure is not None and (piece.alone or receipt.failure.cause == "timeout")
             rest = _around(piece, at, alone=not condemned)
@@ -393,6 +399,14 @@ class Coordinator:
             self._enqueue(number, part, fresh=False)
         if self.tolerance.hopeless(stage.failed, stage.records):
             self._refuse(stage)
+
+    def _job(self, number: int, piece: Piece) -> ChunkJob:
+        return ChunkJob(number, piece, self.state.stages[number].chunks[piece.chunk].chunk)
+
+    def _first_loss(self, number: int, piece: Piece, receipt: Receipt) -> bool:
+        """Tell whether a child died reading, with no record in hand, for the first time: that may have been chance."""
+        reading = receipt.failure is not None and receipt.failure.cause == "input"
+        return reading and self._job(number, piece) not in self._losses
 
     def _refuse(self, stage: StageState) -> None:
         tally = self.state.tally
@@ -504,6 +518,14 @@ def _around(piece: Piece, at: Cursor, *, alone: bool) -> tuple[Piece, ...]:
     suspect = (Piece(piece.chunk, at, passed, behind, alone=True),) if alone else ()
     after = () if piece.stop is not None and behind >= piece.stop else (Piece(piece.chunk, at, passed + 1, piece.stop),)
     return before + suspect + after
+
+
+def _without_part(piece: Piece, at: Cursor, parts: int) -> tuple[Piece, ...]:
+    """Split a piece around what is left of the part at a cursor: one dead letter stands for it, whatever it holds."""
+    before = (Piece(piece.chunk, piece.start, piece.skip, at.ordinal),) if at.ordinal > piece.first else ()
+    behind = max(at.ordinal, piece.first) + 1
+    ends = at.part + 1 >= parts or (piece.stop is not None and behind >= piece.stop)
+    return before + (() if ends else (Piece(piece.chunk, Cursor(behind, at.part + 1), 0, piece.stop),))
 
 
 def _tell(failure: Failure) -> str:

@@ -13,6 +13,9 @@ held against none of them before it has run alone.
 """
 WORDS = 8
 
+READING, DECODING, CLOSING = 0, 2**16, 2**16 + 1
+"""Steps that are no step: the next record is being read; the one in hand is being decoded; results are being written."""
+
 Marker: TypeAlias = MutableSequence[int]
 Place: TypeAlias = tuple[int, int, int, int]
 """Which record something belongs to: its ordinal, part and offset; and whether it may be another one's (``HELD``)."""

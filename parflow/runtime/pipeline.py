@@ -32,7 +32,7 @@ from parflow.model import (
     Tally,
     make_ref,
 )
-from parflow.runtime.marker import OFFSET, ORDINAL, PART, STEP, STOP, Marker, Place, put
+from parflow.runtime.marker import CLOSING, DECODING, OFFSET, ORDINAL, PART, READING, STEP, STOP, Marker, Place, put
 from parflow.runtime.steps import Batches, Door, Fail, Keeps, Push, door, fan_out, plain
 
 PREVIEW = 200
@@ -325,35 +325,36 @@ def _read(stage: Stage, chunk: Chunk, piece: Piece, context: Context, letters: D
         marker[PART], marker[OFFSET] = number, offset
         try:
             for offset, raw in source.read(part, offset, context.store):  # noqa: B020 - where it is now
-                if ordinal >= stop:
-                    return False, Cursor(ordinal, number, offset)
                 if ordinal < first:
                     ordinal += 1
                     continue
-                if marker[STOP]:
+                if marker[STOP] and ordinal > first:  # however far the way to its first record, a piece gets on
                     return True, Cursor(ordinal, number, offset)
                 marker[OFFSET] = offset
-                marker[ORDINAL] = ordinal
                 if decode is None:
                     push(raw)
                 else:
+                    marker[STEP] = DECODING
                     try:
                         record = decode(raw)
                     except Exception as error:  # noqa: BLE001 - whatever a decoder raises, it's this record's
                         letters.add(0, error, raw, "input")
                     else:
                         push(record)
-                marker[STEP] = 0
+                marker[STEP] = READING
                 ordinal += 1
+                marker[ORDINAL] = ordinal
+                if ordinal >= stop:  # asked before the next one is read, which may be what kills
+                    return False, Cursor(ordinal, number, offset)
         except StoreError as error:  # parflow's own object is damaged: no record's fault
             raise Broken("read", error) from error
         except Exception as error:  # noqa: BLE001 - the rest of this part can't be read: one dead letter for it
-            if first <= ordinal < stop:
-                marker[ORDINAL] = ordinal
+            if ordinal >= first:
                 letters.add(0, error, part.path, "input")
             ordinal += 1
-        if ordinal >= stop:
-            break
+            marker[ORDINAL] = max(first, ordinal)
+            if ordinal >= stop:
+                break
     return False, Cursor(ordinal, len(chunk.parts), 0)
 
 
@@ -412,6 +413,7 @@ def run_piece(stage: Stage, job: ChunkJob, context: Context, timeouts: Timeouts)
         early, end = _read(stage, chunk, piece, context, letters, push)
         for keeper in keeps:
             keeper.flush()
+        marker[STEP] = CLOSING
         for output in ends:
             result, file = output.close()
             results.append(result)
@@ -422,7 +424,8 @@ def run_piece(stage: Stage, job: ChunkJob, context: Context, timeouts: Timeouts)
             giving_up.abort()
         if not isinstance(error, OutOfMemory):
             raise
-        failure = letters.describe(step, RecordMemoryError(), "memory", _trace(error.__cause__ or error), None, at)
+        cause: Cause = "input" if step == READING else "memory"
+        failure = letters.describe(step, RecordMemoryError(), cause, _trace(error.__cause__ or error), None, at)
         return Receipt("died", cursor=at, failure=failure, tally=Tally(seconds=time.perf_counter() - clock), started=started)
     letters.items.sort(key=lambda failure: failure.ordinal)  # late ones come out of order
     return Receipt(

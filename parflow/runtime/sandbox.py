@@ -27,7 +27,7 @@ from typing import Any
 from parflow.errors import ParflowError, RecordCrashedError, RecordMemoryError, RecordTimeoutError
 from parflow.model import ChunkJob, Cursor, Receipt, Tally
 from parflow.runtime.child import MARKER_BYTES, START, receive, send
-from parflow.runtime.marker import CALL, HELD, JOB, OFFSET, ORDINAL, PART, STEP, STOP, WORDS
+from parflow.runtime.marker import CALL, CLOSING, HELD, JOB, OFFSET, ORDINAL, PART, READING, STEP, STOP, WORDS
 from parflow.runtime.pipeline import describe
 from parflow.runtime.worker import Batch, Opened, run_jobs
 
@@ -414,9 +414,11 @@ def _obituary(child: Child, batch: Batch, cause: Any, error: ParflowError, drop:
     job = batch.jobs[marker[JOB] - 1]
     if cause == "timeout" and marker[HELD] and isinstance(job, ChunkJob) and not job.piece.alone:
         cause = "crash"  # it may be another one's fault: only a record that is alone is condemned
-    label = batch.labels[step] if step < len(batch.labels) else "?"
+    if step == READING and isinstance(job, ChunkJob):
+        cause = "input"  # no record was in hand: what kills is the rest of the part that it read
+    label = batch.labels[step] if step < len(batch.labels) else batch.labels[0]
     failure = describe(error, record="", step=label, cause=cause, traceback=trace, ordinal=at.ordinal)
-    return Receipt("died", cursor=at, failure=failure, tally=Tally())
+    return Receipt("died", cursor=None if step == CLOSING else at, failure=failure, tally=Tally())
 
 
 def _unloadable(batch: Batch) -> Receipt:

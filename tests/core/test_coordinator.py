@@ -601,3 +601,26 @@ def test_attempts_of_two_coordinators_have_different_names() -> None:
 def test_a_state_that_nobody_owns_can_not_be_driven() -> None:
     with pytest.raises(ValueError, match="no RunStarted and Owned"):
         Coordinator("run", fold([]))
+
+
+def test_a_child_that_dies_reading_is_tried_again_and_then_costs_the_rest_of_that_part_alone() -> None:
+    coordinator = begin()
+    (first,) = only(Submit, start(coordinator, 1))
+    chunk = first.jobs[0]
+    assert isinstance(chunk, ChunkJob)
+    (again,) = only(Submit, coordinator.handle(back(first, died(5, "input"))))
+    assert again.jobs == first.jobs
+    (ended,) = entries(PieceEnded, coordinator.handle(back(again, died(5, "input"))))
+    behind = (Piece(0, Cursor(6, 1, 0)),) if len(chunk.chunk.parts) > 1 else ()
+    assert (ended.rest, ended.failure is not None) == ((Piece(0, stop=5), *behind), True)
+
+
+def test_a_child_that_dies_writing_its_results_costs_no_record() -> None:
+    coordinator = begin()
+    (batch,) = only(Submit, start(coordinator, 1))
+    failure = Failure("", "write", "crash", "RecordCrashedError", "signal 11")
+    for _ in range(3):
+        (batch,) = only(Submit, coordinator.handle(back(batch, Receipt("died", failure=failure))))
+    coordinator.handle(back(batch, Receipt("died", failure=failure)))
+    assert coordinator.ending is not None
+    assert coordinator.ending.error == "StepError"

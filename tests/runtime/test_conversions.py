@@ -422,3 +422,21 @@ def test_no_records_are_an_empty_dask_dataframe(schema: Any) -> None:
     lazy = pf.items([]).to_dask_dataframe(schema=schema, isolation="inline")
     assert [*lazy.columns] == ([] if schema is None else ["n"])
     assert len(lazy.compute(scheduler="synchronous")) == 0
+
+
+def test_a_partition_that_kills_its_reader_is_one_dead_letter_and_the_others_are_read() -> None:
+    import os
+
+    import dask
+
+    def partition(number: int) -> list[int]:
+        if number == 2:
+            os._exit(5)
+        return [10 * number, 10 * number + 1]
+
+    parts = [dask.delayed(partition)(number) for number in range(4)]
+    run = pf.from_dask(parts).run(workers=2, max_failures=1)
+    assert list(run.result()) == [0, 1, 10, 11, 30, 31]
+    (letter,) = run.failures()
+    assert (letter.step, letter.cause) == ("read", "input")
+    assert "exit code 5" in letter.message

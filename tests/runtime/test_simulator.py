@@ -181,3 +181,9 @@ def test_a_window_that_is_too_wide_is_caught(monkeypatch: pytest.MonkeyPatch, ca
 
     monkeypatch.setattr(Coordinator, "_fill", wide)
     assert "the window is kept" in caught(capsys)
+
+
+def test_a_coordinator_killed_as_it_stops_with_nothing_else_under_way_goes_on() -> None:
+    world = World((VirtualStage((), ("reduce", "reduce")),), slots=1, fan_in=2, slice=0.5)
+    faults = Faults(batch=0.25, kill=0.03125, stop=0.03125, slots=0.0, disk=1.0, listing=0.0, budget=2)
+    assert simulate(world, 1801, faults).results == expected(world)[0]

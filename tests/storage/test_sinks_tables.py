@@ -56,14 +56,14 @@ def test_rows_of_a_table_with_another_type_are_set_aside_one_by_one(tmp_path: Pa
 
 
 def test_a_given_schema_casts_what_fits_and_refuses_what_does_not(tmp_path: Path) -> None:
-    schema = pa.schema([pa.field("n", pa.int8(), nullable=False), pa.field("s", pa.string())])
+    fields: list[Any] = [pa.field("n", pa.int8(), nullable=False), pa.field("s", pa.string())]
     tables = [
         pa.table({"n": [1, 2]}),
         pa.table({"n": [3, 300]}),
         pa.table({"n": pa.array([None, 5], pa.int64())}),
         pa.table({"n": [6], "more": [1]}),
     ]
-    table, refused = write(tmp_path, *tables, schema=schema)
+    table, refused = write(tmp_path, *tables, schema=pa.schema(fields))
     assert table.schema.names == ["n", "s"]
     assert table["n"].to_pylist() == [1, 2, 3, 5]
     assert [tag for tag, _ in refused] == [3, 4, 6]

@@ -150,6 +150,7 @@ class Simulation:
         self._begin(self.world.max_failures)
         while self.coordinator.state.status != "succeeded" or not self.coordinator.finished:
             self._misfortune()
+            self._start_batches()  # a coordinator that has just begun anew may have sent some
             must(self._events, "a run never stands still")
             must(self.steps < self.patience, "a run comes to an end", self.steps)
             self.now, _, epoch, act = heapq.heappop(self._events)
