@@ -511,9 +511,10 @@ def _rest(piece: Piece, at: Cursor) -> tuple[Piece, ...]:
 def _around(piece: Piece, at: Cursor, *, alone: bool) -> tuple[Piece, ...]:
     """Split a piece around the record at a cursor: what lies before, the record ``alone`` or not at all, what lies behind."""
     before = (Piece(piece.chunk, piece.start, piece.skip, at.ordinal),) if at.ordinal > piece.first else ()
-    passed = 0
-    if at.ordinal < piece.first:  # the child died on its way to its first record, which is the one meant
-        at, passed = piece.start, piece.skip
+    passed, here = 0, piece.start
+    if at.ordinal < piece.first or (at.part, at.offset) == (here.part, here.offset):
+        # It died on its way to its first record, which is the one meant; or the record's number is known but not its place.
+        at, passed = here, max(piece.skip, at.ordinal - here.ordinal)
     behind = at.ordinal + passed + 1
     suspect = (Piece(piece.chunk, at, passed, behind, alone=True),) if alone else ()
     after = () if piece.stop is not None and behind >= piece.stop else (Piece(piece.chunk, at, passed + 1, piece.stop),)

@@ -18,7 +18,7 @@ from typing import Any
 from parflow.core.forms import Concurrent, inner
 from parflow.core.plan import Step
 from parflow.errors import ParflowError, RecordTimeoutError
-from parflow.runtime.marker import CALL, STEP, Marker, Place, put, take
+from parflow.runtime.marker import CALL, GUESS, HELD, KEPT, STEP, Marker, Place, put, take
 from parflow.runtime.steps import Door, Fail, door
 
 BEATS, LONGEST_BEAT = 16, 0.25
@@ -118,6 +118,8 @@ class Flights:
             self.calls.append(call)
             LOOP.turn()
         self._land(self.most - 1, call.place)
+        if self.calls:
+            self.marker[HELD] |= KEPT  # a thread that a call started may work while the next record is read
 
     def flush(self) -> None:
         """Wait for all calls."""
@@ -164,7 +166,7 @@ class Flights:
 
     def _in_hand(self, call: _Call) -> None:
         """Name a call's record in the marker, as the first suspect of all that are in flight."""
-        put(self.marker, (*call.place[:-1], 1))
+        put(self.marker, (*call.place[:-1], GUESS))
         self.marker[STEP] = self.number
 
     # --- on the loop -----------------------------------------------------------------------------------------------------

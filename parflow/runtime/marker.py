@@ -6,24 +6,27 @@ from collections.abc import MutableSequence
 from typing import TypeAlias
 
 STOP, JOB, ORDINAL, PART, OFFSET, STEP, CALL, HELD = range(8)
-"""Please stop; number of the job in hand (from 1); the record's place; step in hand; calls begun; more are in hand.
+"""Please stop; number of the job in hand (from 1); the record's place; step in hand; calls begun; who else is in hand.
 
-While ``HELD`` is not 0, several records are in hand and the named one is only the first suspect: what ends the child is
+While ``HELD`` is not 0, other records are in hand and the named one is only the first suspect: what ends the child is
 held against none of them before it has run alone.
 """
 WORDS = 8
+
+GUESS, KEPT = 1, 2
+"""Bits of ``HELD``: the record may be another one of its batch or window; a step keeps records while the next is read."""
 
 READING, DECODING, CLOSING = 0, 2**16, 2**16 + 1
 """Steps that are no step: the next record is being read; the one in hand is being decoded; results are being written."""
 
 Marker: TypeAlias = MutableSequence[int]
 Place: TypeAlias = tuple[int, int, int, int]
-"""Which record something belongs to: its ordinal, part and offset; and whether it may be another one's (``HELD``)."""
+"""Which record something belongs to: its ordinal, part and offset; and whether that is a guess."""
 
 
 def take(marker: Marker) -> Place:
     """Return the place in hand, for a record that is kept for later."""
-    return marker[ORDINAL], marker[PART], marker[OFFSET], marker[HELD]
+    return marker[ORDINAL], marker[PART], marker[OFFSET], marker[HELD] & GUESS
 
 
 def put(marker: Marker, place: Place) -> None:

@@ -32,7 +32,7 @@ from parflow.model import (
     Tally,
     make_ref,
 )
-from parflow.runtime.marker import CLOSING, DECODING, OFFSET, ORDINAL, PART, READING, STEP, STOP, Marker, Place, put
+from parflow.runtime.marker import CLOSING, DECODING, HELD, OFFSET, ORDINAL, PART, READING, STEP, STOP, Marker, Place, put
 from parflow.runtime.steps import Batches, Door, Fail, Keeps, Push, door, fan_out, plain
 
 PREVIEW = 200
@@ -419,12 +419,14 @@ def run_piece(stage: Stage, job: ChunkJob, context: Context, timeouts: Timeouts)
             results.append(result)
             files += [file] if file else []
     except BaseException as error:
-        at, step = letters.in_hand(), marker[STEP]
+        at, step, reading = letters.in_hand(), marker[STEP], marker[STEP] == READING
+        if reading and marker[HELD]:  # a step keeps records, which may be too many; where the next one begins is not known
+            at, reading = Cursor(at.ordinal, piece.start.part, piece.start.offset), False
         for giving_up in (*keeps, *ends):
             giving_up.abort()
         if not isinstance(error, OutOfMemory):
             raise
-        cause: Cause = "input" if step == READING else "memory"
+        cause: Cause = "input" if reading else "memory"
         failure = letters.describe(step, RecordMemoryError(), cause, _trace(error.__cause__ or error), None, at)
         return Receipt("died", cursor=at, failure=failure, tally=Tally(seconds=time.perf_counter() - clock), started=started)
     letters.items.sort(key=lambda failure: failure.ordinal)  # late ones come out of order

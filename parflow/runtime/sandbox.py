@@ -415,7 +415,10 @@ def _obituary(child: Child, batch: Batch, cause: Any, error: ParflowError, drop:
     if cause == "timeout" and marker[HELD] and isinstance(job, ChunkJob) and not job.piece.alone:
         cause = "crash"  # it may be another one's fault: only a record that is alone is condemned
     if step == READING and isinstance(job, ChunkJob):
-        cause = "input"  # no record was in hand: what kills is the rest of the part that it read
+        if marker[HELD]:  # it may be the fault of a record that a step kept; the marker has the next one's number only
+            at = Cursor(at.ordinal, job.piece.start.part, job.piece.start.offset)
+        else:
+            cause = "input"  # no record was in hand: what kills is the rest of the part that it read
     label = batch.labels[step] if step < len(batch.labels) else batch.labels[0]
     failure = describe(error, record="", step=label, cause=cause, traceback=trace, ordinal=at.ordinal)
     return Receipt("died", cursor=None if step == CLOSING else at, failure=failure, tally=Tally())

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 from parflow.core.forms import Batch, Batched
 from parflow.core.plan import Step
-from parflow.runtime.marker import CALL, HELD, STEP, Marker, Place, put, take
+from parflow.runtime.marker import CALL, GUESS, HELD, KEPT, STEP, Marker, Place, put, take
 
 Push = Callable[[Any], None]
 PushMany = Callable[[list[Any]], None]
@@ -153,6 +153,8 @@ class Batches:
         self.places.append(take(self.marker))
         if len(self.places) >= self.size:
             self.flush()
+        else:
+            self.marker[HELD] |= KEPT
 
     def table(self, rows: Any, places: Sequence[Place]) -> None:
         """Keep the rows of a table, which stay what they are, until the batch is full."""
@@ -162,6 +164,8 @@ class Batches:
         self.places.extend(places)
         if len(self.places) >= self.size:
             self.flush(len(self.places) % self.size)
+        if self.places:
+            self.marker[HELD] |= KEPT
 
     def flush(self, keep: int = 0) -> None:
         """Run what is kept, but for the last so many rows of tables."""
@@ -181,7 +185,7 @@ class Batches:
         marker = self.marker
         here, middle = take(marker), places[len(places) // 2]
         put(marker, middle)
-        marker[HELD] = guess = int(len(places) > 1) | middle[-1]
+        marker[HELD] = guess = GUESS if len(places) > 1 else middle[-1]
         marker[STEP] = self.number
         marker[CALL] += 1
         try:

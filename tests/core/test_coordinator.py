@@ -253,6 +253,14 @@ def test_a_child_that_dies_on_the_way_to_its_first_record_never_brings_back_the_
     assert [piece.first for piece in ended.rest] == ([1, 2] if cause == "crash" else [2])
 
 
+def test_a_suspect_whose_number_alone_is_known_is_reached_from_the_pieces_start() -> None:
+    coordinator = begin()
+    (first,) = only(Submit, start(coordinator, 1))
+    nowhere = Receipt("died", Cursor(5, 0, 0), failure=died(5).failure)
+    (ended,) = entries(PieceEnded, coordinator.handle(back(first, nowhere)))
+    assert ended.rest == (Piece(0, stop=5), Piece(0, at(0), 5, 6, alone=True), Piece(0, at(0), 6))
+
+
 def test_a_piece_that_stopped_at_its_end_leaves_no_rest() -> None:
     coordinator = begin()
     (first,) = only(Submit, start(coordinator, 1))

@@ -24,13 +24,14 @@ from hypothesis import strategies as st
 import parflow as pf
 from parflow.core.plan import Stage
 from parflow.errors import GraphError, ParflowError, RunError, UsageError
-from parflow.model import ChunkJob, Failure, Piece, Receipt
+from parflow.model import ChunkJob, Failure, Piece, Receipt, SourceNode
 from parflow.runtime.code import pack
 from parflow.runtime.graph import MemoryStore, unpickle_all
 from parflow.runtime.marker import ORDINAL, STOP, WORDS
 from parflow.runtime.pipeline import Context, run_piece
 from parflow.runtime.sandbox import Sandbox
 from parflow.runtime.worker import Batch
+from parflow.storage.sources import ItemsSource
 from parflow.storage.store import open_store
 
 
@@ -522,6 +523,40 @@ def test_of_many_calls_in_flight_only_the_guilty_one_is_condemned(
     assert len({*noted(log)}) <= 2 + 8  # as many tries as calls were in flight, at the most
 
 
+class Slowly(ItemsSource):
+    """Takes its time between two items, and so much memory (bytes) for each."""
+
+    weight = 0
+
+    def read(self, part: Any, offset: int, store: Any) -> Iterator[tuple[int, Any]]:
+        for place, item in super().read(part, offset, store):
+            time.sleep(0.02)
+            yield place, (item, bytearray(self.weight))
+
+
+class Heavily(Slowly):
+    """Takes a lot."""
+
+    weight = 8 << 20
+
+
+def test_a_thread_of_a_call_that_ends_the_child_while_the_next_record_is_read_is_found_too() -> None:
+    @pf.task(concurrency=4)
+    async def fetch(pair: tuple[int, bytearray]) -> int:
+        def later() -> int:
+            time.sleep(0.03)
+            if pair[0] == 5:
+                os._exit(3)
+            return pair[0]
+
+        return await asyncio.to_thread(later)
+
+    dataset = pf.Dataset(SourceNode(Slowly(range(16), chunk_records=16))).map(fetch)
+    records, failures = finished(dataset)
+    assert records == [n for n in range(16) if n != 5]
+    assert named(failures) == [("items[5]", "crash")]
+
+
 def test_an_async_class_is_built_called_and_closed_in_one_loop(sandbox: Sandbox, tmp_path: Path) -> None:
     log = tmp_path / "log"
 
@@ -717,6 +752,12 @@ def test_a_batch_that_is_too_much_for_the_childs_memory_is_divided() -> None:
         return [len(bytearray(len(batch) * (16 << 20))) and n for n in batch]
 
     records, failures = finished(numbers(32).map_batches(big), memory="128MiB")
+    assert (records, failures) == ([*range(32)], [])
+
+
+def test_records_that_fill_the_childs_memory_while_a_batch_is_gathered_are_divided_too() -> None:
+    heavy = pf.Dataset(SourceNode(Heavily(range(32), chunk_records=32)))
+    records, failures = finished(heavy.map_batches(lambda batch: [n for n, _ in batch]), memory="96MiB")
     assert (records, failures) == ([*range(32)], [])
 
 
