@@ -76,8 +76,8 @@ class Executor:
         For each stage, the store's key of its pickled code.
     state : RunState
         Folded from the journal.
-    store, writer
-        Where results and entries go.
+    store : Store
+        Where results go.
     connect : callable
         Makes the `Hands`; called on a thread of its own, so that listing goes on while a cluster starts.
     options : Options

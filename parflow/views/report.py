@@ -112,7 +112,9 @@ def summary(run: Run) -> str:
     if tally.failed:
         lines.append("  " + "\n  ".join(cause_lines(run.failures())))
     if status in ("failed", "stopped", "lost"):
-        lines.append(f"  go on with: parflow resume {run.run_id}")
+        over = state.ended is not None and state.ended.error == "TooManyFailuresError"
+        more = f" --max-failures {tally.failed}" if over else ""
+        lines.append(f"  go on with: parflow resume {run.run_id}{more}")
     return "\n".join(lines)
 
 

@@ -91,6 +91,7 @@ def test_too_many_dead_letters_fail_the_run_and_the_message_tells_how_to_go_on(s
     assert failed.out == ""
     assert re.search(r"2 of 5 records failed, max_failures is 0; first: ValueError: x is no number", failed.err)
     (command,) = re.findall(r"`parflow (resume \S+ --max-failures 2)`", failed.err)
+    assert f"go on with: parflow {command}" in shell("show").out
 
     letters = shell.json("failures")
     assert [(letter["record"].rpartition("/")[2], letter["step"], letter["message"]) for letter in letters] == [
