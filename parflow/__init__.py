@@ -1,6 +1,8 @@
 """Durable parallel data processing on Dask."""
 
-from parflow.api.datasets import Dataset, Value
+from parflow.api.branches import call, expand, quorum, race, settle, switch, when
+from parflow.api.datasets import Dataset
+from parflow.api.lazy import Value
 from parflow.api.runs import Records, Run, open_run, resume
 from parflow.api.sources import from_dask, items, read_csv, read_files, read_jsonl, read_lines, read_parquet
 from parflow.api.tasks import Bound, Workflow, task, workflow
@@ -27,7 +29,8 @@ from parflow.core.reducers import (
     var,
 )
 from parflow.errors import ParflowError
-from parflow.model import Failure, Task
+from parflow.model import Failure, Outcome
+from parflow.nodes import Task
 from parflow.storage.sources.documents import Document
 
 __version__ = "0.1.0"
@@ -43,6 +46,14 @@ __all__ = [
     "read_parquet",
     "items",
     "from_dask",
+    # decide and fan out
+    "call",
+    "expand",
+    "quorum",
+    "race",
+    "settle",
+    "switch",
+    "when",
     # reduce
     "approx_distinct",
     "concat",
@@ -70,6 +81,7 @@ __all__ = [
     "Document",
     "Failure",
     "Histogram",
+    "Outcome",
     "ParflowError",
     "Plan",
     "Records",

@@ -398,7 +398,7 @@ def plan(ctx: click.Context, flow: str, as_json: bool, debug: bool) -> None:
         workflow = load_flow(flow)
         made = workflow(**_parameters(workflow, ctx.args)).plan()
         if as_json:
-            _say_json({"name": made.name, "stages": [asdict(facts) for facts in made.facts()]})
+            _say_json({"name": made.name, **asdict(made.facts())})
         else:
             click.echo(made.explain())
 

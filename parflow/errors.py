@@ -27,6 +27,7 @@
     |-- RunError                   a run ended without a result
     |   |-- TooManyFailuresError   more dead letters than max_failures
     |   |-- StepError              a step is broken as a whole
+    |   |-- CallFailedError        a call failed that the result needs
     |   `-- RunStoppedError        somebody stopped it; it can be resumed
     `-- RecordError                why one record became a dead letter
         |-- RecordTooLargeError    longer than max_record
@@ -68,12 +69,27 @@ class GraphError(ParflowError, TypeError):
 
 
 class LazyValueError(GraphError):
-    """A lazy value was used as if it were computed."""
+    """A lazy value was used as if it were computed.
 
-    template = (
-        "{0} is lazy: it has no {1} before it is computed. Run it first (`.run().result()` or `.compute()`), or keep the "
-        "decision in a step that gets the value's records."
-    )
+    Its arguments are the value's repr and what was asked of it; ``advice`` says what to write instead of that.
+    """
+
+    template = "{0} is lazy: it has no {1} before it is computed."
+
+    advice: ClassVar[dict[str, str]] = {
+        "truth": "In place of `if`, write `pf.when(value, then, otherwise)`; in place of `while`, let a task decide, which "
+        "returns the graph to go on with; in place of `and`, `or`, `sorted` and `max`, give the values to a task, `f(a, b)`.",
+        "items": "For each item write `pf.expand(value).map(f)`, for each record `docs.map(f)`; to take the results of one "
+        "task apart, say how many there are: `@pf.task(outputs=2)`.",
+        "length": "Count in a step, `docs.reduce(pf.count())`, or give the value to a task, `f(value)`.",
+        "membership": "In place of `in`, write `docs.filter(f)`, or give the value to a task, `f(value)`.",
+        "number": "A task gets the number itself: `f(value)`, or, beside each record, `docs.map(f, value)`.",
+        "format": "A task gets the value itself: write the text there, `f(value)`.",
+    }
+
+    def __str__(self) -> str:
+        advice = self.advice.get(str(self.args[-1]) if self.args else "", "Give the value to a task: `f(value)`.")
+        return f"{super().__str__()} {advice} To see it now: `.compute()`, or `.run().result()`."
 
 
 class InputError(ParflowError):
@@ -198,6 +214,15 @@ class StepError(RunError):
     """A step is broken as a whole."""
 
     template = "run {0}: step {1!r}: {2}"
+
+
+class CallFailedError(RunError):
+    """A call failed that the result needs."""
+
+    template = (
+        "run {0}: call {1!r} failed: {2}. Everything finished is kept. `parflow failures {0}` shows more; `parflow resume {0}` "
+        "makes the call again."
+    )
 
 
 class RunStoppedError(RunError):

@@ -15,15 +15,21 @@ import json
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import orjson
 
 from parflow.errors import UsageError
 
 T = TypeVar("T")
+
+Address = tuple[int, int]
+"""Names a result in a plan: output ``o`` of stage ``s`` is ``(s, o)``, result ``i`` of call ``c`` is ``(~c, i)``.
+
+The first number alone names the node that gives it. ``(s, -1)`` is the list of stage ``s``'s chunks.
+"""
 
 INLINE_BYTES = 64 * 1024
 """A result up to this size stands in the receipt and the journal entry, a larger one in the store (bytes)."""
@@ -129,10 +135,23 @@ class ChunkJob:
     piece: Piece
     chunk: Chunk
 
+    @property
+    def node(self) -> int:
+        """The node of the plan that it works for."""
+        return self.stage
+
+    @property
+    def alone(self) -> bool:
+        """Whether it wants a fresh child to itself."""
+        return self.piece.alone
+
 
 @dataclass(frozen=True, slots=True)
 class MergeJob:
-    """Merge partial results, given in chunk order, of one reduction; ``last`` applies the reducer's ``finish``."""
+    """Merge partial results, given in chunk order, of one reduction; ``last`` applies the reducer's ``finish``.
+
+    A keyed reduction has a tree of merges for each ``bucket``.
+    """
 
     stage: int
     output: int
@@ -140,9 +159,30 @@ class MergeJob:
     index: int
     inputs: tuple[Ref, ...]
     last: bool
+    bucket: int = 0
+    alone: ClassVar[bool] = False
+
+    @property
+    def node(self) -> int:
+        """The node of the plan that it works for."""
+        return self.stage
 
 
-Job = ChunkJob | MergeJob
+@dataclass(frozen=True, slots=True)
+class CallJob:
+    """Make a call of a task; an ``alone`` one was in hand when its child ended, and is made again in a fresh one."""
+
+    call: int
+    task: int
+    alone: bool = False
+
+    @property
+    def node(self) -> int:
+        """The node of the plan that it works for."""
+        return ~self.call
+
+
+Job = ChunkJob | MergeJob | CallJob
 
 Cause = Literal["exception", "crash", "timeout", "memory", "input"]
 
@@ -166,6 +206,25 @@ class Failure:
     attempts: int = 1
     chunk: int = -1
     ordinal: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a branch ended, as `settle` gives it: with a ``value``, or with a ``failure``.
+
+    Examples
+    --------
+    >>> Outcome(3).ok, Outcome(failure=Failure("", "judge", "exception", "ValueError", "no")).ok
+    (True, False)
+    """
+
+    value: Any = None
+    failure: Failure | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether the branch succeeded."""
+        return self.failure is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +268,11 @@ class Receipt:
     failures
         The dead letters: a pickled list of `Failure` of ``tally.failed`` items, or None.
     failure
-        The first of them; always there when the status is ``died`` or ``broken``.
+        The first of them; always there when the status is ``died`` or ``broken``, or when a call failed.
+    choice
+        Of a call that chooses: the number of the branch.
+    growth
+        Of a call that returned a lazy graph: the graph that now runs in its place.
     """
 
     status: Literal["done", "stopped", "died", "broken"]
@@ -222,113 +285,81 @@ class Receipt:
     encodings: dict[str, int] = field(default_factory=dict)
     slot: str = ""
     started: float = 0.0
+    choice: int | None = None
+    growth: Growth | None = None
 
 
-# --- the graph -------------------------------------------------------------------------------------------------------
+# --- what the journal keeps of a plan ------------------------------------------------------------------------------------
 
 
-class Source(Protocol):
-    """What a source module gives: it lists inputs in order and reads a part from an offset. Pickles by value."""
+@dataclass(frozen=True, slots=True)
+class StageFacts:
+    """A stage: enough to fold, show and check a run without its code.
 
-    name: str
-    splittable: bool
-
-    def check(self) -> None:
-        """Raise an InputError when the source can't give a single input."""
-
-    def read(self, part: Part, offset: int, store: Any) -> Iterator[tuple[int, Any]]:
-        """Yield ``(offset, raw)`` for each record of the part that begins at or after ``offset``."""
-
-    def decode(self, raw: Any) -> Any:
-        """Turn a raw record into what the first step gets."""
-
-    def record_id(self, part: Part, offset: int) -> str:
-        """Name a record for a person: file and offset."""
-
-    def size(self, part: Part) -> int:
-        """Return the input bytes of a part."""
-
-
-@dataclass(frozen=True, eq=False)
-class Task:
-    """A function with policies. Called, it is the plain function.
-
-    Attributes
-    ----------
-    function : callable
-        What to call with a record.
-    name : str
-        The step's name in plans, dead letters and progress.
-    timeout : float, optional
-        Seconds that one call may take.
-    memory : int, optional
-        Bytes that the child process may use.
-    version : str
-        Part of the fingerprint: change it to say "this is other code".
+    needs
+        The values that its steps are given.
+    base
+        Where its chunks come from, when it's not its source: the list of another stage (``(s, -1)``), or what that one's
+        pieces kept for an output, a chunk each.
+    buckets
+        Into how many buckets each output's partial results are split: 1, but for keyed reductions.
     """
 
-    function: Callable[..., Any]
     name: str
-    timeout: float | None = None
-    memory: int | None = None
-    version: str = ""
-
-    def __post_init__(self) -> None:
-        for attribute in ("__module__", "__name__", "__qualname__", "__doc__"):  # as functools.wraps does, on a frozen value
-            object.__setattr__(self, attribute, getattr(self.function, attribute, None))
-        object.__setattr__(self, "__wrapped__", self.function)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the plain function."""
-        return self.function(*args, **kwargs)
+    steps: tuple[str, ...]
+    outputs: tuple[str, ...]
+    kinds: tuple[str, ...]
+    fingerprints: tuple[str, ...] = ()
+    needs: tuple[Address, ...] = ()
+    base: Address | None = None
+    buckets: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, eq=False)
-class SourceNode:
-    """Where records come from."""
+@dataclass(frozen=True, slots=True)
+class TaskFacts:
+    """What calls call."""
 
-    source: Any
-
-
-@dataclass(frozen=True, eq=False)
-class StepNode:
-    """A record-wise step on the records of ``parent``."""
-
-    kind: Literal["map", "filter", "flat_map"]
-    task: Task
-    parent: RecordsNode
-
-
-RecordsNode = SourceNode | StepNode
-
-
-@dataclass(frozen=True, eq=False)
-class ReduceNode:
-    """A barrier: one value made of all records of ``parent``."""
-
-    reducer: Any
-    parent: RecordsNode
     name: str
+    fingerprint: str = ""
 
 
-@dataclass(frozen=True, eq=False)
-class SinkNode:
-    """Records of ``parent`` written to files, one a chunk."""
-
-    sink: Any
-    parent: RecordsNode
-    name: str
+CallKind = Literal["call", "choose", "settle", "race", "quorum"]
 
 
-@dataclass(frozen=True, eq=False)
-class CollectNode:
-    """All records of ``parent``, kept in the store in input order."""
+@dataclass(frozen=True, slots=True)
+class CallFacts:
+    """A call, or a decision over branches.
 
-    parent: RecordsNode
-    name: str = "collect"
+    kind
+        ``call``: its task makes its ``results``, given its ``needs``. ``choose``: its task names the one of its ``arms`` whose
+        result is its own. ``settle``, ``race`` and ``quorum`` wait for their arms: for all to end in any way, for the first to
+        succeed, for the first ``count`` to.
+    """
+
+    kind: CallKind = "call"
+    task: int = -1
+    needs: tuple[Address, ...] = ()
+    arms: tuple[Address, ...] = ()
+    count: int = 1
+    results: int = 1
 
 
-OutputNode = ReduceNode | SinkNode | CollectNode
+@dataclass(frozen=True, slots=True)
+class GraphFacts:
+    """Stages, tasks and calls."""
+
+    stages: tuple[StageFacts, ...] = ()
+    tasks: tuple[TaskFacts, ...] = ()
+    calls: tuple[CallFacts, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """A graph that a call returned: what is in it, what it gives (in its own numbers), and where its code is."""
+
+    graph: GraphFacts
+    results: tuple[Address, ...]
+    code: str
 
 
 # --- digests and the JSON form -----------------------------------------------------------------------------------------
@@ -410,6 +441,9 @@ def _reader(kind: Any) -> Callable[[Any], Any]:
     if origin is tuple:
         inner = _reader(args[0])
         return lambda data: tuple(inner(item) for item in data)
+    if origin is dict and dataclasses.is_dataclass(args[1]):
+        within = _reader(typing.cast("Any", args[1]))
+        return lambda data: {key: within(item) for key, item in data.items()}
     if kind is bytes:
         return base64.b64decode
     return lambda data: data

@@ -17,11 +17,12 @@ LAYERS = {
     # layer: the layers that it imports from, besides its own; nothing ever looks further down
     "errors": "",
     "model": "errors",
-    "core": "errors model",
+    "nodes": "model",
+    "core": "errors model nodes",
     "storage": "errors model core",
-    "runtime": "errors model core storage",
+    "runtime": "errors model nodes core storage",
     "views": "model core",
-    "api": "errors model core storage runtime views",
+    "api": "errors model nodes core storage runtime views",
     "cli": "errors model views api",
 }
 
@@ -36,6 +37,7 @@ NEVER = {
     # module or layer: what it must never import, itself or in a function
     "errors": OUTSIDE,
     "model": OUTSIDE,
+    "nodes": OUTSIDE,
     "core": OUTSIDE,
     "storage": DASK,
     "storage.store": JOURNAL,
@@ -59,7 +61,15 @@ NEVER = {
     "cli": f"{DASK} {JOURNAL}",
 }
 
-NAME_DASK = {"runtime.cluster", "runtime.collection", "runtime.graph", "api.conversions", "api.datasets", "api.tasks"}
+NAME_DASK = {
+    "runtime.cluster",
+    "runtime.collection",
+    "runtime.graph",
+    "api.conversions",
+    "api.datasets",
+    "api.lazy",
+    "api.tasks",
+}
 """The modules that know of Dask. All others would run on something else."""
 
 

@@ -1,191 +1,29 @@
-"""`Dataset` and `Value`: the lazy nodes that users hold. Both are Dask collections."""
+"""`Dataset`: many records, lazily."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
-from parflow.api.tasks import as_batches, as_task, current_workflow
+from parflow.api.checks import check_arguments, check_arity, check_captured
+from parflow.api.lazy import Lazy, Value, arguments_of, remember
+from parflow.api.tasks import as_batches, as_task
 from parflow.core.forms import Batch
-from parflow.core.plan import Plan, make_plan
 from parflow.core.reducers import Reducer, check_reducer
-from parflow.errors import LazyValueError
-from parflow.model import CollectNode, OutputNode, RecordsNode, ReduceNode, SinkNode, StepNode
+from parflow.core.reducers.grouped import First, Grouped, GroupKey
+from parflow.nodes import CollectNode, RecordsNode, ReduceNode, SinkNode, StepNode, StoredNode, Task, Use
 from parflow.storage.sinks import JSONLinesSink, ParquetSink
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-    from parflow.api.runs import Run
-
-
-class Lazy:
-    """What `Dataset` and `Value` share: they plan, run, and take part in Dask's own functions."""
-
-    def _output(self) -> OutputNode:
-        raise NotImplementedError
-
-    def _label(self) -> str:
-        return self._output().name
-
-    def plan(self) -> Plan:
-        """Return the stages that a run would have; `print(x.plan().explain())` shows them.
-
-        Raises
-        ------
-        GraphError
-            When the graph makes no sense.
-        """
-        return make_plan(self._label(), [self._output()])
-
-    def run(self, **options: Any) -> Run:
-        """Run durably: journal, store, isolation. See `parflow.Workflow.run` for the options."""
-        from parflow.api.runs import start
-
-        return start(self.plan(), shape=0, flow=self._label(), **options)
-
-    # --- Dask's collection protocol: https://docs.dask.org/en/stable/custom-collections.html ---------------------------
-
-    def _graph(self) -> tuple[dict[Any, Any], list[Any]]:
-        from parflow.runtime.graph import plain_graph
-
-        if "_built" not in self.__dict__:
-            plan = self.plan()
-            for stage in plan.stages:
-                stage.source.check()
-                for output in stage.outputs:
-                    if output.kind == "sink":
-                        output.body.check()
-            self._built = plain_graph(plan, 0)
-        return self._built
-
-    def __dask_graph__(self) -> Any:
-        """Return the plain Dask graph."""
-        from dask.highlevelgraph import HighLevelGraph
-
-        graph, keys = self._graph()
-        return HighLevelGraph.from_collections(keys[0][0], graph, dependencies=[])
-
-    def __dask_keys__(self) -> list[Any]:
-        """Return the graph's output keys."""
-        return list(self._graph()[1])
-
-    def __dask_layers__(self) -> tuple[str]:
-        """Return the graph's one layer."""
-        return (self._graph()[1][0][0],)
-
-    def __dask_tokenize__(self) -> Any:
-        """Return a name for Dask's caches; parflow's own keys never rest on it."""
-        return tuple(self._graph()[1])
-
-    @property
-    def expr(self) -> Any:
-        """Return Dask's expression, which keeps results in their places beside other kinds of collection."""
-        try:
-            from parflow.runtime.collection import expression
-        except ImportError:  # another Dask: it has the graph and the keys
-            return None
-        return expression(self)
-
-    @property
-    def __dask_optimize__(self) -> Any:
-        """Optimise as ``dask.delayed`` does: then Dask computes both together and hands results back in order."""
-        from dask.delayed import Delayed
-
-        return Delayed.__dask_optimize__
-
-    @property
-    def __dask_scheduler__(self) -> Any:
-        """Run on threads unless a client or a scheduler is chosen."""
-        from dask.threaded import get
-
-        return get
-
-    def __dask_postpersist__(self) -> Any:
-        """Rebuild from results that a cluster holds."""
-        return self._rebuild, ()
-
-    def _rebuild(self, graph: Any, **_: Any) -> Any:
-        raise NotImplementedError
-
-    def to_delayed(self) -> Any:
-        """Return the whole graph as one Dask ``Delayed``: plain Dask, in memory, without journal or isolation.
-
-        Returns
-        -------
-        dask.delayed.Delayed
-            Its result is what `compute` returns.
-        """
-        raise NotImplementedError
-
-    def compute(self, **options: Any) -> Any:
-        """Compute as a plain Dask graph, in memory; ``options`` are those of ``dask.compute``."""
-        import dask
-
-        return dask.compute(self, **options)[0]
-
-    def visualize(self, filename: str | os.PathLike[str] = "parflow", **options: Any) -> Any:
-        """Draw the plain Dask graph; ``options`` are those of ``dask.visualize``."""
-        import dask
-
-        return dask.visualize(self, filename=os.fspath(filename), **options)
-
-    def __bool__(self) -> NoReturn:
-        raise LazyValueError(repr(self), "truth")
-
-    def __iter__(self) -> Iterator[Any]:
-        raise LazyValueError(repr(self), "items")
-
-    def __contains__(self, item: object) -> NoReturn:
-        raise LazyValueError(repr(self), "items")
-
-    def __len__(self) -> int:
-        raise LazyValueError(repr(self), "length")
-
-
-class Value(Lazy):
-    """One result, not yet computed: a reduction's value, or the manifest of what a sink wrote.
-
-    Examples
-    --------
-    >>> import parflow as pf
-    >>> pf.items([1, 2, 3]).reduce(pf.sum()).compute()
-    6
-    """
-
-    def __init__(self, node: OutputNode) -> None:
-        self._node = node
-
-    def _output(self) -> OutputNode:
-        return self._node
-
-    def __repr__(self) -> str:
-        return f"Value<{self._node.name}>"
-
-    def __dask_postcompute__(self) -> Any:
-        """Take the one result."""
-        return _first, ()
-
-    def _rebuild(self, graph: Any, **_: Any) -> Any:
-        from dask.delayed import Delayed
-
-        (key,) = self.__dask_keys__()
-        return Delayed(key, graph)
-
-    def to_delayed(self) -> Any:
-        """Return the graph as a Dask ``Delayed``."""
-        from dask.delayed import Delayed
-
-        (key,) = self.__dask_keys__()
-        return Delayed(key, self.__dask_graph__(), layer=key[0])
-
 
 class Dataset(Lazy):
     """Many records, not yet read, in chunks.
 
-    Made by `read_jsonl`, `read_lines`, `read_csv`, `read_parquet`, `read_files`, `items` and `from_dask`. Its methods return
-    new datasets and values; nothing is read before `run` or `compute`.
+    Made by `read_jsonl`, `read_lines`, `read_csv`, `read_parquet`, `read_files`, `items`, `expand` and `from_dask`. Its methods
+    return new datasets and values; nothing is read before `run` or `compute`.
 
     Examples
     --------
@@ -197,22 +35,25 @@ class Dataset(Lazy):
     def __init__(self, node: RecordsNode) -> None:
         self._records = node
 
-    def _output(self) -> OutputNode:
+    def _use(self) -> Use:
         if "_collected" not in self.__dict__:
             self._collected = CollectNode(self._records)
-        return self._collected
+        return Use(self._collected)
 
-    def _label(self) -> str:
-        node = self._records
-        return node.task.name if isinstance(node, StepNode) else str(node.source.name)
-
-    def __repr__(self) -> str:
+    def _names(self) -> list[str]:
         names = []
         node = self._records
         while isinstance(node, StepNode):
             names.append(node.task.name)
             node = node.parent
-        return "Dataset<" + " → ".join([str(node.source.name), *reversed(names)]) + ">"
+        names.append(node.output.name if isinstance(node, StoredNode) else str(node.source.name))
+        return names[::-1]
+
+    def _label(self) -> str:
+        return self._names()[-1]
+
+    def __repr__(self) -> str:
+        return f"Dataset<{' → '.join(self._names())}>"
 
     def __dask_postcompute__(self) -> Any:
         """Put the chunks' records together, in input order."""
@@ -237,13 +78,16 @@ class Dataset(Lazy):
 
     # --- record-wise steps -----------------------------------------------------------------------------------------------
 
-    def map(self, function: Callable[..., Any], *, name: str | None = None) -> Dataset:
+    def map(self, function: Callable[..., Any], *args: Any, name: str | None = None, **kwargs: Any) -> Dataset:
         """Replace each record by what ``function`` returns for it.
 
         Parameters
         ----------
         function : callable or Task
-            Called with one record.
+            Called with one record, and with what else is given.
+        *args, **kwargs
+            More arguments, the same for all records. Lazy ones are computed first: records that were made for them (such as for
+            a mean to normalise by) are stored, and go on from there.
         name : str, optional
             The step's name; by default the function's.
 
@@ -251,19 +95,48 @@ class Dataset(Lazy):
         -------
         Dataset
             One record for each that didn't fail.
+
+        Raises
+        ------
+        GraphError
+            When the function can't be called so, or holds something lazy that it was not given.
+
+        Examples
+        --------
+        >>> import parflow as pf
+        >>> numbers = pf.items([1, 2, 3])
+        >>> numbers.map(lambda n, mean: n - mean, numbers.reduce(pf.mean())).compute()
+        [-1.0, 0.0, 1.0]
         """
-        return Dataset(StepNode("map", as_task(function, name), self._records))
+        return self._step("map", as_task(function, name), args, kwargs)
 
-    def filter(self, function: Callable[..., Any], *, name: str | None = None) -> Dataset:
-        """Keep the records for which ``function`` returns something true."""
-        return Dataset(StepNode("filter", as_task(function, name), self._records))
+    def filter(self, function: Callable[..., Any], *args: Any, name: str | None = None, **kwargs: Any) -> Dataset:
+        """Keep the records for which ``function`` returns something true; more arguments as for `map`."""
+        return self._step("filter", as_task(function, name), args, kwargs)
 
-    def flat_map(self, function: Callable[..., Any], *, name: str | None = None) -> Dataset:
-        """Replace each record by those that ``function`` returns or yields for it: all of them or, when it raises, none."""
-        return Dataset(StepNode("flat_map", as_task(function, name), self._records))
+    def flat_map(self, function: Callable[..., Any], *args: Any, name: str | None = None, **kwargs: Any) -> Dataset:
+        """Replace each record by those that ``function`` returns or yields for it: all of them or, when it raises, none.
+
+        More arguments as for `map`.
+        """
+        return self._step("flat_map", as_task(function, name), args, kwargs)
+
+    def _step(self, kind: Any, task: Task, args: tuple[Any, ...], kwargs: dict[str, Any], method: str = "") -> Dataset:
+        check_captured(task.function, Lazy, task.name, method or kind)
+        check_arity(task.function, 1 + len(args), tuple(kwargs), task.name, method or kind)
+        if not (args or kwargs):
+            return Dataset(StepNode(kind, task, self._records))
+        check_arguments((args, kwargs), Lazy, task.name)
+        return Dataset(StepNode(kind, task, self._records, arguments_of(args, kwargs)))
 
     def map_batches(
-        self, function: Callable[..., Any], size: int = 1024, as_: Batch = "records", *, name: str | None = None
+        self,
+        function: Callable[..., Any],
+        size: int = 1024,
+        as_: Batch = "records",
+        *args: Any,
+        name: str | None = None,
+        **kwargs: Any,
     ) -> Dataset:
         """Replace the records by those that ``function`` returns for many of them at once.
 
@@ -283,6 +156,8 @@ class Dataset(Lazy):
             What a batch is: a list, a ``pandas.DataFrame`` or a ``pyarrow.Table``. Tables want records that are mappings, fill
             fields that a record lacks, and give dicts. An Arrow table stays one between steps that want one, and on its way to
             `write_parquet`.
+        *args, **kwargs
+            More arguments, as for `map`.
         name : str, optional
             The step's name; by default the function's.
 
@@ -307,7 +182,7 @@ class Dataset(Lazy):
         >>> rows.map_batches(lambda frame: frame.assign(half=frame.n / 2), as_="pandas").compute()
         [{'n': 1, 'half': 0.5}, {'n': 2, 'half': 1.0}]
         """
-        return Dataset(StepNode("flat_map", as_batches(function, size, as_, name), self._records))
+        return self._step("flat_map", as_batches(function, size, as_, name), args, kwargs, "map_batches")
 
     # --- barriers --------------------------------------------------------------------------------------------------------
 
@@ -327,7 +202,84 @@ class Dataset(Lazy):
             When ``reducer`` is none.
         """
         checked = check_reducer(reducer)
+        check_captured(checked, Lazy, checked.name, "reduce")
         return Value(ReduceNode(checked, self._records, name or checked.name))
+
+    def reduce_by(
+        self,
+        key: GroupKey,
+        reducer: Reducer,
+        *,
+        columns: Sequence[str] | None = None,
+        buckets: int = 64,
+        name: str | None = None,
+    ) -> Dataset:
+        """Make one row for each key of all records that have it: a barrier.
+
+        Partial results are cut into buckets by a hash of their keys, and the buckets are merged apart from each other, in
+        parallel, so that no process ever holds all keys.
+
+        Parameters
+        ----------
+        key : str, callable, list of str, or None
+            A field's name, a function of a record, or the names of several fields; None for the record itself. Keys must be
+            hashable and equal their copies; a record whose key is not becomes a dead letter.
+        reducer : Reducer
+            What reduces the records of a key.
+        columns : sequence of str, optional
+            What a row calls the key's fields, and the value. By default the fields' names (or "key"), and the reducer's name.
+        buckets : int
+            Into how many, from 1 to 1,024. Each must fit into memory; the number changes the order of the rows.
+        name : str, optional
+            The output's name.
+
+        Returns
+        -------
+        Dataset
+            A dict for each key: bucket by bucket, and within one in the order in which keys first appeared. `to_pandas` makes a
+            DataFrame of it.
+
+        Raises
+        ------
+        GraphError
+            When something of it makes no sense.
+
+        Examples
+        --------
+        >>> import parflow as pf
+        >>> words = pf.items(["to", "be", "or", "not", "to", "be"])
+        >>> rows = words.reduce_by(None, pf.count(), columns=("word", "times")).compute()
+        >>> sorted((row["times"], row["word"]) for row in rows)
+        [(1, 'not'), (1, 'or'), (2, 'be'), (2, 'to')]
+        """
+        check_captured(key, Lazy, "key", "reduce")
+        check_captured(check_reducer(reducer), Lazy, reducer.name, "reduce")
+        named = None if columns is None else tuple(columns)
+        grouped = Grouped(key, reducer, buckets, named, name=name or f"{reducer.name} by {_word(key)}")
+        return Dataset(StoredNode(ReduceNode(grouped, self._records, grouped.name)))
+
+    def distinct(self, key: GroupKey = None, *, buckets: int = 64) -> Dataset:
+        """Keep the first record of each key, whatever their number: a barrier.
+
+        Parameters
+        ----------
+        key, buckets
+            As for `reduce_by`.
+
+        Returns
+        -------
+        Dataset
+            One record for each key, in the order that `reduce_by` gives.
+
+        Examples
+        --------
+        >>> import parflow as pf
+        >>> sorted(pf.items([3, 1, 3, 2, 1]).distinct().compute())
+        [1, 2, 3]
+        """
+        check_captured(key, Lazy, "key", "reduce")
+        grouped = Grouped(key, First(), buckets, whole=True, name=f"distinct {_word(key)}")
+        return Dataset(StoredNode(ReduceNode(grouped, self._records, grouped.name)))
 
     def write_jsonl(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Value:
         """Write the records as JSON, one a line and one file a chunk, to a folder that appears when all of it is complete.
@@ -434,12 +386,13 @@ class Dataset(Lazy):
         return to_dask_dataframe(self, path, schema, compression, overwrite, options)
 
     def _write(self, sink: Any, kind: str) -> Value:
-        value = Value(SinkNode(sink, self._records, f"{kind} {os.path.basename(sink.path.rstrip('/'))}"))
-        workflow = current_workflow()
-        if workflow is not None:
-            workflow.append(value)
-        return value
+        made: Value = remember(Value(SinkNode(sink, self._records, f"{kind} {os.path.basename(sink.path.rstrip('/'))}")))
+        return made
 
 
-def _first(results: Sequence[Any]) -> Any:
-    return results[0]
+def _word(key: Any) -> str:
+    if isinstance(key, str):
+        return key
+    if key is None:
+        return "record"
+    return ", ".join(key) if isinstance(key, (list, tuple)) else str(getattr(key, "__name__", "key"))

@@ -8,7 +8,7 @@ import os
 import sys
 from typing import Any
 
-from parflow.api.tasks import Workflow
+from parflow.api.tasks import Bound, Workflow
 from parflow.core.plan import Plan
 from parflow.errors import CodeChangedError, UsageError
 
@@ -73,10 +73,14 @@ def plan_again(run_id: str, note: dict[str, Any]) -> Plan | None:
     here = os.getcwd()
     os.chdir(flow["folder"])  # its file and its paths were named from there
     try:
-        return load_flow(flow["target"])(**flow["arguments"]).plan()
+        return _plan(load_flow(flow["target"])(**flow["arguments"]))
     except UsageError:
         return None
     except Exception as error:
         raise CodeChangedError(run_id, f"its workflow can't be planned any more: {type(error).__name__}: {error}") from error
     finally:
         os.chdir(here)
+
+
+def _plan(bound: Bound) -> Plan:
+    return bound.plan()

@@ -8,18 +8,22 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import parflow.errors
+from parflow.api.changes import check_code, check_inputs
+from parflow.core.bindings import bind
 from parflow.core.history import STATUS_KINDS, Owned, RunStarted, RunState, decode, encode, fold
 from parflow.core.plan import Plan
 from parflow.core.policies import Tolerance
-from parflow.errors import CodeChangedError, InputsChangedError, ParflowError, ResumeError, RunError, UsageError
-from parflow.model import Chunk, Failure, Ref, digest, nbytes, seconds
+from parflow.errors import ParflowError, ResumeError, RunError, UsageError
+from parflow.model import Address, Failure, Ref, nbytes, seconds
 from parflow.runtime.executor import Executor, Options
+from parflow.runtime.program import Program, keep, open_plan
 from parflow.runtime.session import SESSIONS
+from parflow.runtime.values import load, unpickle_all
 from parflow.storage.journal import Journal, RunRow, Writer, this_process
 from parflow.storage.store import Store, open_store
 from parflow.storage.trust import private_folder
@@ -55,8 +59,6 @@ class Records(Sequence[Any]):
         self._refs = refs
 
     def __iter__(self) -> Iterator[Any]:
-        from parflow.runtime.graph import unpickle_all
-
         for ref in self._refs:
             yield from unpickle_all(self._store.get_checked(ref))
 
@@ -150,21 +152,14 @@ class Run:
             kind = getattr(parflow.errors, ended.error, RunError)
             raise kind(*ended.arguments) from self._error
         plan, shape = load_plan(self.state, self.store)
-        return fill(shape, [self._value(stage, output) for stage, output in plan.targets])
+        return fill(shape, [self._value(address) for address in plan.targets])
 
-    def _value(self, number: int, output: int) -> Any:
-        stage = self.state.stages[number]
-        match stage.facts.kinds[output]:
-            case "sink":
-                return stage.published[output]
-            case "collect":
-                return Records(self.store, stage.results(output))
-            case _:
-                level = max(level for out, level, _ in stage.merged if out == output)
-                return pickle.loads(self.store.get_checked(stage.merged[output, level, 0]))
+    def _value(self, address: Address) -> Any:
+        binding = bind(self.state, address)
+        return Records(self.store, binding.refs) if binding.form == "records" else load(binding, self.store)
 
     def failures(self) -> list[Failure]:
-        """Return the dead letters so far, in input order: unusable inputs first, then records."""
+        """Return what failed so far: of each stage, in input order, unusable inputs and then records; at last, calls."""
         found: list[Failure] = []
         for stage in self.state.stages:
             found += [Failure(rejected.path, "read", "input", rejected.error, rejected.message) for rejected in stage.rejected]
@@ -173,7 +168,7 @@ class Run:
                 if receipt.failures is not None:
                     letters += pickle.loads(self.store.get_checked(receipt.failures))
             found += sorted(letters, key=lambda failure: (failure.chunk, failure.ordinal))
-        return found
+        return found + [call.failure for call in self.state.calls if call.failure is not None]
 
     def report(self, path: str | os.PathLike[str] | None = None) -> str:
         """Write a page that shows the run, and return where it is (by default in the run's own folder)."""
@@ -276,8 +271,7 @@ def _find_code(row: RunRow) -> None:
 def load_plan(state: RunState, store: Store) -> tuple[Plan, Any]:
     """Open the plan and the shape of the results as they were when the run started."""
     assert state.started is not None
-    plan, shape = pickle.loads(store.get(state.started.plan))
-    return plan, shape
+    return open_plan(store, state.started.plan)
 
 
 def _find(home: str, name: str) -> tuple[RunRow, Journal]:
@@ -359,16 +353,18 @@ def start(
             if output.kind == "sink":
                 output.body.check()
     run_id = f"{_word(flow)}-{time.strftime('%y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-    connect = _connector(cluster, workers, plan, options)
     journal = _open_home(where)
     url = f"{store.rstrip('/')}/{run_id}" if store else os.path.join(where, "runs", run_id)
     place = open_store(url)
-    code, plan_key = _keep_code(place, plan, shape)
-    started = RunStarted(flow, plan_key, plan.facts(), FAN_IN, _versions())
+    key = keep(place, plan, shape)
+    program = Program(place, key, plan)
+    facts = plan.facts()
+    started = RunStarted(flow, key, facts.stages, FAN_IN, _versions(), facts.tasks, facts.calls, plan.targets)
     owned = Owned(1, f"{os.uname().nodename}:{os.getpid()}", max_failures, asdict(options))
-    kept = {"store": place.url, "code": code, "path": sys.path, **(note or {})}
+    kept = {"store": place.url, "path": sys.path, **(note or {})}
     epoch = journal.begin(run_id, flow, time.time(), kept, this_process(), [encode(started), encode(owned)])
-    run = Run(run_id, where, Executor(run_id, plan, code, fold([started, owned]), place, connect, options))
+    connect = _connector(cluster, workers, program, options)
+    run = Run(run_id, where, Executor(run_id, program, fold([started, owned]), place, connect, options))
     return _go(run, journal, epoch, wait=wait, progress=progress)
 
 
@@ -436,12 +432,14 @@ def resume(
         assert state.owned is not None
         place = open_store(row.note["store"])
         _find_code(row)
-        recorded, _ = load_plan(state, place)
+        assert state.started is not None
         if not force:
-            _check_code(run_id, state, plan or recorded, given=plan is not None)
-            _check_inputs(run_id, state)
-        if plan is not None and not force:
-            recorded = plan  # the same code: it brings back what a pickle leaves out, such as the items of an iterable
+            if plan is not None:
+                check_code(run_id, state.started, plan)
+            check_inputs(run_id, state)
+        program = Program(place, state.started.plan, None if force else plan)
+        for code in state.codes:
+            program.add(code)
         options = Options(**state.owned.options)
         options = replace(
             options,
@@ -456,9 +454,8 @@ def resume(
     except BaseException:
         journal.close()
         raise
-    connect = _connector(cluster, _workers(workers), recorded, options)
-    code = tuple(row.note["code"])
-    run = Run(run_id, where, Executor(run_id, recorded, code, state, place, connect, options))
+    connect = _connector(cluster, _workers(workers), program, options)
+    run = Run(run_id, where, Executor(run_id, program, state, place, connect, options))
     return _go(run, journal, epoch, wait=wait, progress=progress)
 
 
@@ -504,13 +501,13 @@ def _options(timeout: float | str | None, memory: float | str | None, isolation:
     )
 
 
-def _connector(cluster: Any, workers: int, plan: Plan, options: Options) -> Callable[[], Hands]:
+def _connector(cluster: Any, workers: int, program: Program, options: Options) -> Callable[[], Hands]:
     if cluster is None or cluster == "local":
 
         def warm(sandbox: Sandbox) -> None:
-            if options.isolation == "process" and plan.stages:
-                preload = tuple(sorted({module for stage in plan.stages for module in stage.preload}))
-                sandbox.warm(workers, preload, plan.stages[0].memory(options.memory))
+            if options.isolation == "process":
+                memory = program.stages[0].memory(options.memory) if program.stages else options.memory
+                sandbox.warm(workers, program.preload, memory)
 
         return lambda: SESSIONS.hands(workers, warm)
 
@@ -526,58 +523,6 @@ def _versions() -> dict[str, str]:
     from parflow import __version__
 
     return {"parflow": __version__, "python": sys.version.split()[0]}
-
-
-# --- code --------------------------------------------------------------------------------------------------------------
-
-
-def _keep_code(store: Store, plan: Plan, shape: Any) -> tuple[tuple[str, ...], str]:
-    """Pickle the user's code into the store: a key for each stage, and one for the plan as a whole."""
-    from parflow.runtime.code import dumps, pack
-
-    packed = [pack(stage) for stage in plan.stages]
-    keys = tuple(store.put(f"code/{digest(data)}.pkl", data) for data in packed)
-    return keys, store.put("code/plan.pkl", dumps((plan, shape)))
-
-
-def _check_code(run_id: str, state: RunState, plan: Plan, *, given: bool) -> None:
-    if not given:
-        return
-    assert state.started is not None
-    changed = []
-    if len(plan.stages) != len(state.started.stages):
-        changed.append(f"it had {len(state.started.stages)} stages and has {len(plan.stages)}")
-    for stage, old in zip(plan.stages, state.started.stages, strict=False):
-        new = stage.facts()
-        names = ["read", *old.steps, *old.outputs]
-        if (new.steps, new.outputs, new.kinds) != (old.steps, old.outputs, old.kinds):
-            changed.append(f"the steps were {', '.join(names)} and are {', '.join(['read', *new.steps, *new.outputs])}")
-        else:
-            pairs = zip(names, old.fingerprints, new.fingerprints, strict=True)
-            changed += [f"step {name!r} changed" for name, before, now in pairs if before != now]
-    if changed:
-        raise CodeChangedError(run_id, "; ".join(changed))
-
-
-def _check_inputs(run_id: str, state: RunState) -> None:
-    """Compare the files of what is still to be run with what they were when listed."""
-    from parflow.storage.sources.opening import is_remote, local_stamp
-
-    changed: list[str] = []
-    for stage in state.stages:
-        waiting: Iterable[Chunk] = (stage.chunks[number].chunk for number in sorted({n for n, _ in stage.pending}))
-        for path, (size, stamp) in {p.path: (p.size, p.stamp) for chunk in waiting for p in chunk.parts}.items():
-            if is_remote(path) or not os.path.isabs(path):
-                continue
-            try:
-                now = os.stat(path)
-            except OSError:
-                changed.append(path)
-            else:
-                if (now.st_size, local_stamp(now)) != (size, stamp):
-                    changed.append(path)
-    if changed:
-        raise InputsChangedError(run_id, len(changed), changed[0])
 
 
 __all__ = ["ParflowError", "Records", "Run", "list_runs", "open_run", "resume", "start"]

@@ -6,9 +6,12 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from parflow.api.datasets import Dataset, Lazy
+from parflow.api.checks import check_items
+from parflow.api.datasets import Dataset
+from parflow.api.lazy import Value
 from parflow.errors import GraphError
-from parflow.model import SourceNode, nbytes
+from parflow.model import nbytes
+from parflow.nodes import SourceNode
 from parflow.storage.sources import (
     CSVSource,
     FilesSource,
@@ -216,11 +219,14 @@ def items(iterable: Iterable[Any], *, chunk_records: int | None = None) -> Datas
     Examples
     --------
     >>> import parflow as pf
-    >>> pf.items("abc").map(str.upper).compute()
+    >>> pf.items(["a", "b", "c"]).map(str.upper).compute()
     ['A', 'B', 'C']
     """
-    if isinstance(iterable, Lazy):
+    if isinstance(iterable, Value):
+        raise GraphError(f"items() was given {iterable!r}, which is not computed yet; write pf.expand(function, value)")
+    if isinstance(iterable, Dataset):
         raise GraphError(f"items() was given {iterable!r}, which is lazy already; use its methods, such as .map()")
+    check_items(iterable)
     return Dataset(SourceNode(ItemsSource(iterable, chunk_records=chunk_records)))
 
 

@@ -5,39 +5,89 @@ from __future__ import annotations
 import contextvars
 import functools
 import inspect
+import itertools
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, overload
 
+from parflow.api.checks import guard_recursion
 from parflow.core.forms import BATCHES, Batch, Batched, Concurrent, is_async
-from parflow.core.plan import Plan, make_plan
+from parflow.core.plan import Plan
+from parflow.core.planner import make_plan, reach
 from parflow.errors import GraphError, UsageError
-from parflow.model import OutputNode, Task, nbytes, seconds
+from parflow.model import nbytes, seconds
+from parflow.nodes import Task, Use
+from parflow.storage.sources.stored import StoredSource
 
 if TYPE_CHECKING:
-    from parflow.api.datasets import Value
+    from parflow.api.lazy import Value
     from parflow.api.runs import Run
 
-_WRITTEN: contextvars.ContextVar[list[Value] | None] = contextvars.ContextVar("parflow_written", default=None)
-# Set only while a @workflow function runs: it gathers the sinks that the function writes to without returning them.
+_MADE: contextvars.ContextVar[list[Value] | None] = contextvars.ContextVar("parflow_made", default=None)
+# Set only while a @workflow function runs: it gathers the sinks and calls that the function makes without returning them.
+
+LOOK = 64
+"""Items of each list among a task's arguments that are looked at to see whether one is lazy."""
 
 
 def current_workflow() -> list[Value] | None:
-    """Return where the workflow being built gathers its sinks; None outside of one."""
-    return _WRITTEN.get()
+    """Return where the workflow being built gathers its sinks and calls; None outside of one."""
+    return _MADE.get()
+
+
+def plan_of(name: str, uses: Iterable[Use]) -> Plan:
+    """Plan a graph, and check it as a whole.
+
+    Raises
+    ------
+    GraphError
+        When it makes no sense.
+    """
+    from parflow.api.checks import check_generators, check_sinks
+
+    plan = make_plan(name, uses, StoredSource)
+    sources = [stage.source for stage in plan.stages if stage.base is None]
+    check_generators(sources)
+    sinks = [(output.name, output.body) for stage in plan.stages for output in stage.outputs if output.kind == "sink"]
+    if sinks:
+        check_sinks(sinks, sources)
+    return plan
+
+
+class LazyTask(Task):
+    """A task as users hold it: called in a workflow, or with something lazy, it adds a call to the graph."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the plain function, or return a `Value` of the call: in a workflow, or when an argument is lazy."""
+        from parflow.api.lazy import Lazy, make_call
+
+        if _MADE.get() is not None or any(_has(item, Lazy) for item in (*args, *kwargs.values())):
+            return make_call(self, args, kwargs)
+        return self.function(*args, **kwargs)
+
+
+def _has(value: Any, kind: type) -> bool:
+    if isinstance(value, kind):
+        return True
+    if isinstance(value, (list, tuple, dict)):
+        items = value.values() if isinstance(value, dict) else value
+        return any(_has(item, kind) for item in itertools.islice(items, LOOK))
+    return False
 
 
 @overload
-def task(function: Callable[..., Any], /) -> Task: ...
+def task(function: Callable[..., Any], /) -> LazyTask: ...
 @overload
 def task(
     *,
     timeout: float | str | None = None,
     memory: float | str | None = None,
     concurrency: int | None = None,
+    outputs: int = 1,
     name: str | None = None,
     version: str = "",
-) -> Callable[[Callable[..., Any]], Task]: ...
+) -> Callable[[Callable[..., Any]], LazyTask]: ...
 def task(
     function: Callable[..., Any] | None = None,
     /,
@@ -45,10 +95,16 @@ def task(
     timeout: float | str | None = None,
     memory: float | str | None = None,
     concurrency: int | None = None,
+    outputs: int = 1,
     name: str | None = None,
     version: str = "",
-) -> Task | Callable[[Callable[..., Any]], Task]:
+) -> LazyTask | Callable[[Callable[..., Any]], LazyTask]:
     """Give a function, plain or ``async``, or a class policies. Called, it stays what it is.
+
+    Called in a workflow function, or anywhere with a lazy argument, a task adds a call to the graph and returns a `Value`.
+    Calls that don't wait for each other run in parallel. Lazy arguments may be anywhere in lists, tuples and dicts; a
+    `Dataset` is given as the list of its records. A task may return something lazy (what another workflow or call returns),
+    which then runs in its place: so a graph may loop, and branch on what it finds.
 
     A class whose instances can be called is built once in each child, when the first record comes (a model is loaded, a
     connection opened), and its instance is then called with every record of the run. A child that was killed is replaced by
@@ -65,6 +121,8 @@ def task(
     concurrency : int, optional
         Calls of an ``async`` function that are in flight at once in each child; by default 1. What follows the step gets its
         results in the records' order, so a slow record holds up those behind it once so many are waiting.
+    outputs : int
+        How many results a call has: with more than one the function returns a tuple, and the call gives a tuple of values.
     name : str, optional
         The step's name; by default the function's.
     version : str
@@ -73,12 +131,12 @@ def task(
     Returns
     -------
     Task
-        To be given to `Dataset.map` and its like.
+        To be given to `Dataset.map` and its like, or to be called.
 
     Raises
     ------
     UsageError
-        When ``concurrency`` is less than 1, or given for a function that is not ``async``.
+        When ``concurrency`` or ``outputs`` is less than 1, or ``concurrency`` given for a function that is not ``async``.
 
     Examples
     --------
@@ -88,9 +146,18 @@ def task(
     >>> double(4), double.timeout
     (8, 30.0)
 
-    A class, built once for many records:
+    Calls on values:
 
     >>> import parflow as pf
+    >>> @task(outputs=2)
+    ... def divide(a, b):
+    ...     return divmod(a, b)
+    >>> quotient, rest = divide(pf.items([20, 3]).reduce(pf.sum()), 5)
+    >>> (quotient + rest).compute()
+    7
+
+    A class, built once for many records:
+
     >>> from functools import partial
     >>> class Stemmer:
     ...     def __init__(self, language="en"):
@@ -113,15 +180,18 @@ def task(
     [0, 1, 4, 9]
     """
 
-    def wrap(function: Callable[..., Any]) -> Task:
+    def wrap(function: Callable[..., Any]) -> LazyTask:
+        if not isinstance(outputs, int) or outputs < 1:
+            raise UsageError(f"outputs={outputs!r} is no number of results; write 1 or more")
         if not callable(function):
             raise UsageError(f"@task goes on a function, not on {function!r}; write its options by name: @task(timeout='30s')")
-        return Task(
+        return LazyTask(
             function if concurrency is None else _concurrent(function, concurrency),
             name or _name(function),
             seconds(timeout) if timeout is not None else None,
             nbytes(memory) if memory is not None else None,
             version,
+            outputs,
         )
 
     return wrap if function is None else wrap(function)
@@ -144,7 +214,7 @@ def as_task(function: Any, name: str | None) -> Task:
         return function if name is None else replace(function, name=name)
     if not callable(function):
         raise GraphError(f"a step needs a function, not {function!r}")
-    return Task(function, name or _name(function))
+    return LazyTask(function, name or _name(function))
 
 
 def as_batches(function: Any, size: int, form: Batch, name: str | None) -> Task:
@@ -177,17 +247,19 @@ class Bound:
         What it was called with.
     """
 
-    def __init__(self, name: str, arguments: dict[str, Any], returned: Any, written: Iterable[Value]) -> None:
+    def __init__(self, name: str, arguments: dict[str, Any], returned: Any, made: Iterable[Value]) -> None:
         self.name = name
         self.arguments = arguments
-        self._outputs: list[OutputNode] = []
+        self.unbound = returned
+        self.beside: list[Use] = []
+        self._uses: dict[tuple[int, int], Use] = {}
+        self._places: dict[tuple[int, int], int] = {}
         self._shape = self._take(returned)
-        for value in written:
-            self._place(value)
+        self._want(made)
 
     def _take(self, returned: Any) -> Any:
         """Replace each lazy result by its number, in the structure that the workflow returned."""
-        from parflow.api.datasets import Lazy
+        from parflow.api.lazy import Lazy
 
         if isinstance(returned, Lazy):
             return self._place(returned)
@@ -202,18 +274,47 @@ class Bound:
         )
 
     def _place(self, lazy: Any) -> int:
-        node = lazy._output()  # noqa: SLF001 - the two classes are one face
-        if node not in self._outputs:
-            self._outputs.append(node)
-        return self._outputs.index(node)
+        use = lazy._use()  # noqa: SLF001 - one face
+        key = (id(use.node), use.item)
+        if key not in self._uses:
+            self._places[key] = len(self._uses)
+            self._uses[key] = use
+        return self._places[key]
+
+    def _want(self, made: Iterable[Value]) -> None:
+        """Want also what the workflow made and nothing rests on: files that it writes, calls whose results it leaves alone."""
+        left = [value._use() for value in made]  # noqa: SLF001 - one face
+        if not left:
+            return
+        known = {id(node) for node in reach(use.node for use in self._uses.values())}
+        alone = self.beside
+        for use in reversed(left):  # what rests on another one was made after it
+            if id(use.node) not in known:
+                alone.append(use)
+                known.update(id(node) for node in reach([use.node]))
+        for use in reversed(alone):
+            self._uses[id(use.node), use.item] = use
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
         return f"{self.name}({arguments})"
 
     def plan(self) -> Plan:
-        """Return the stages that a run has; ``print(flow(...).plan().explain())`` shows them."""
-        return make_plan(self.name, self._outputs)
+        """Return the stages and calls that a run has; ``print(flow(...).plan().explain())`` shows them.
+
+        Raises
+        ------
+        GraphError
+            When the graph makes no sense.
+        """
+        return plan_of(self.name, self._uses.values())
+
+    @staticmethod
+    def __parflow_plan__(made: Any, results: int) -> Plan:
+        """Return the plan of what a task returned, a workflow with its arguments among it."""
+        from parflow.api.lazy import uses_of
+
+        return plan_of("graph", uses_of(made, results))
 
     def run(self, **options: Any) -> Run:
         """Run durably; the options are those of `Workflow.run`."""
@@ -223,14 +324,22 @@ class Bound:
 
     def compute(self, **options: Any) -> Any:
         """Compute as plain Dask, in memory; ``options`` are those of ``dask.compute``."""
-        import dask
-
-        from parflow.api.datasets import Dataset, Value
         from parflow.api.runs import fill
-        from parflow.model import CollectNode
 
-        lazies = [Dataset(node.parent) if isinstance(node, CollectNode) else Value(node) for node in self._outputs]
-        return fill(self._shape, dask.compute(*lazies, **options))
+        return fill(self._shape, self.to_delayed().compute(**options))
+
+    def to_delayed(self) -> Any:
+        """Return the whole graph as one Dask ``Delayed``, whose result is the list of all results."""
+        from dask.delayed import Delayed
+
+        from parflow.runtime.graph import whole_graph
+
+        graph, key = whole_graph(self.plan())
+        return Delayed(key, graph)
+
+    def visualize(self, filename: str | os.PathLike[str] = "parflow", **options: Any) -> Any:
+        """Draw the plain Dask graph; ``options`` are those of ``dask.visualize``."""
+        return self.to_delayed().visualize(filename=os.fspath(filename), **options)
 
 
 class Workflow:
@@ -241,28 +350,32 @@ class Workflow:
         self.function = function
         self.name = name
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Bound:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Build the graph; nothing is read or run.
 
         Returns
         -------
         Bound
-            With `run`, `compute` and `plan`.
+            With `run`, `compute` and `plan`. Within another workflow function: what this one returns, as a part of that graph.
 
         Raises
         ------
         GraphError
             When the function doesn't return something lazy.
         """
+        if current_workflow() is not None:  # a part of another one
+            with guard_recursion(self.function, self.name):
+                return self.function(*args, **kwargs)
         bound = inspect.signature(self.function).bind(*args, **kwargs)
         bound.apply_defaults()
-        written: list[Value] = []
-        token = _WRITTEN.set(written)
+        made: list[Value] = []
+        token = _MADE.set(made)
         try:
-            returned = self.function(*args, **kwargs)
+            with guard_recursion(self.function, self.name):
+                returned = self.function(*args, **kwargs)
         finally:
-            _WRITTEN.reset(token)
-        return Bound(self.name, dict(bound.arguments), returned, written)
+            _MADE.reset(token)
+        return Bound(self.name, dict(bound.arguments), returned, made)
 
 
 @overload

@@ -2,153 +2,70 @@
 
 The executor (and the simulator, with the same code) tells the coordinator what happened and carries out what it asks for,
 in order. Each decision that must outlive the process is an entry: it is applied to the state here and handed out as an
-`Append`. What can't be taken back (a merge, a barrier, publishing, the end) waits until the executor has said that the entries
-it rests on are durable; more work of the same kind need not, since the journal is durable in the order of its entries.
+`Append`. What can't be taken back (a merge, a barrier, publishing, what needs a value, the end) waits until the executor has
+said that the entries it rests on are durable; more work of the same kind need not, since the journal is durable in the order
+of its entries.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from functools import partial
 
+from parflow.core.dataflow import Dataflow, Verdict
+from parflow.core.growth import renumbered
 from parflow.core.history import (
     BarrierOpened,
+    Called,
     ChunksListed,
+    Decided,
     Entry,
+    Grown,
     Merged,
-    Owned,
     PieceEnded,
-    Published,
     RunEnded,
-    RunStarted,
     RunState,
-    StageState,
 )
+from parflow.core.pieces import around, rest_of, without_part
 from parflow.core.policies import Batching, Tolerance
-from parflow.model import ChunkJob, Cursor, Failure, Job, MergeJob, Piece, Receipt
+from parflow.core.signals import (
+    Append,
+    BatchLost,
+    BatchReturned,
+    Broke,
+    Cancel,
+    Durable,
+    Finish,
+    Instruction,
+    List,
+    Listed,
+    Publish,
+    SinkPublished,
+    SlotsChanged,
+    Stimulus,
+    StopRequested,
+    Submit,
+    Yield,
+)
+from parflow.core.trees import Trees
+from parflow.model import (
+    Address,
+    CallJob,
+    ChunkJob,
+    Failure,
+    Job,
+    MergeJob,
+    Piece,
+    Receipt,
+)
 
 MAX_LOSSES = 4
 """How often a job's worker may vanish, or the job come back untouched, before the run is ended (infrastructure's fault)."""
 
-
-# --- stimuli: what the executor tells --------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class SlotsChanged:
-    """The cluster can run this many jobs at once."""
-
-    slots: int
-
-
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """More of a stage's input was listed."""
-
-    entry: ChunksListed
-
-
-@dataclass(frozen=True, slots=True)
-class BatchReturned:
-    """A batch came back: a receipt, or None for a job that was not started, for each of its jobs in order."""
-
-    attempt: str
-    receipts: tuple[Receipt | None, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class BatchLost:
-    """A batch will never come back: its worker vanished."""
-
-    attempt: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Durable:
-    """All entries up to this count are on disk."""
-
-    count: int
-
-
-@dataclass(frozen=True, slots=True)
-class SinkPublished:
-    """A sink's files were moved to their final names."""
-
-    entry: Published
-
-
-@dataclass(frozen=True, slots=True)
-class Broke:
-    """Something outside a record's reach failed for good: listing, publishing, the cluster."""
-
-    error: str
-    arguments: tuple[str | float, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class StopRequested:
-    """Somebody wants the run to stop: chunks in flight yield, or (``now``) are abandoned."""
-
-    now: bool = False
-
-
-Stimulus = SlotsChanged | Listed | BatchReturned | BatchLost | Durable | SinkPublished | Broke | StopRequested
-
-
-# --- instructions: what the coordinator asks for ---------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class List:
-    """List a stage's input, passing over the first ``skip`` items, which are known."""
-
-    stage: int
-    skip: int
-
-
-@dataclass(frozen=True, slots=True)
-class Append:
-    """Write an entry to the journal; it is number ``ticket`` of this coordinator."""
-
-    entry: Entry
-    ticket: int
-
-
-@dataclass(frozen=True, slots=True)
-class Submit:
-    """Run a batch of jobs of one stage. Batches begin in the order in which they are asked for."""
-
-    attempt: str
-    stage: int
-    jobs: tuple[Job, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Yield:
-    """Ask these batches to come back at their next record."""
-
-    attempts: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Publish:
-    """Move a sink's staged files to their final names."""
-
-    stage: int
-    output: int
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """Nothing is left to do."""
-
-    ended: RunEnded
-
-
-Instruction = List | Append | Submit | Yield | Publish | Finish
+Reason = tuple[str, tuple[str | float, ...]]
+"""The name of an error, and its arguments."""
 
 
 class Coordinator:
@@ -165,7 +82,8 @@ class Coordinator:
 
     Examples
     --------
-    >>> from parflow.core.history import Owned, RunStarted, StageFacts, fold
+    >>> from parflow.core.history import Owned, RunStarted, fold
+    >>> from parflow.model import StageFacts
     >>> facts = StageFacts("read", ("read",), ("count",), ("reduce",))
     >>> state = fold([RunStarted("f", "", (facts,), 16), Owned(1, "me", 0)])
     >>> Coordinator("r", state).start()
@@ -177,7 +95,6 @@ class Coordinator:
             raise ValueError("the state has no RunStarted and Owned entries")
         self.run_id = run_id
         self.state = state
-        self.fan_in = state.started.fan_in
         self.epoch = state.owned.epoch
         self.tolerance = Tolerance(state.owned.max_failures)
         self.window = window
@@ -185,17 +102,23 @@ class Coordinator:
         self.inflight: dict[str, Submit] = {}
         self.ending: RunEnded | None = None
         self.finished = False
+        self._targets = state.started.targets or tuple(
+            (number, output) for number, facts in enumerate(state.started.stages) for output in range(len(facts.kinds))
+        )
+        self._flow = Dataflow(state, self._targets)
+        self._trees = Trees(state, self._requeue, self._is_open)
         self._queue: list[tuple[int, int, int, int, int, int, Job]] = []
         self._pushed = 0
         self._out: list[Instruction] = []
         self._tickets = 0
         self._durable = 0
-        self._last = [0] * len(state.stages)  # each stage's last ticket
-        self._settling: deque[tuple[int, int, int, int, int]] = deque()
+        self._last: dict[int, int] = {}  # each stage's last ticket
+        self._settling: deque[tuple[int, Callable[[], None]]] = deque()
         self._losses: dict[Job, int] = {}
-        self._batching = [Batching() for _ in state.stages]
-        self._ready: dict[tuple[int, int, int, int], int] = {}
-        self._asked: set[tuple[int, int, int, int]] = set()
+        self._batching: dict[int, Batching] = {}
+        self._begun: set[int] = set()
+        self._publishing: set[Address] = set()
+        self._reasons: dict[int, tuple[Failure, Reason]] = {}
         self._attempts = 0
         self._adopted: dict[tuple[int, Piece], Receipt] = {}
 
@@ -209,17 +132,9 @@ class Coordinator:
         for number, piece, receipt in adopted:
             if piece.chunk < len(self.state.stages[number].chunks):
                 self._adopted[number, piece] = receipt
-        for number, stage in enumerate(self.state.stages):
-            self._asked.update((number, *node) for node in stage.merged)
-            if not stage.closed:
-                self._out.append(List(number, stage.listed))
-            for index, chunk in enumerate(stage.chunks):
-                if not chunk.pending:
-                    self._node_ready(number, 0, index)
-            for output, level, index in stage.merged:
-                self._node_ready(number, level, index, output)
-            for piece in tuple(stage.pending.values()):
-                self._enqueue(number, piece, fresh=not stage.chunks[piece.chunk].receipts)
+        for number in range(len(self.state.stages)):
+            self._provide_stage(number)
+        self._flow.want(self._targets)
         return self._settle()
 
     def handle(self, stimulus: Stimulus) -> list[Instruction]:
@@ -240,11 +155,11 @@ class Coordinator:
             case Durable(count):
                 self._durable = max(self._durable, count)
                 while self._settling and self._settling[0][0] <= self._durable:
-                    _, number, output, level, index = self._settling.popleft()
-                    self._node_ready(number, level, index, output)
+                    self._settling.popleft()[1]()
             case SinkPublished(entry):
                 if self.state.ended is None:  # otherwise the next coordinator asks for it again
                     self._append(entry)
+                    self._then(partial(self._flow.provide, (entry.stage, entry.output)))
             case Broke(error, arguments):
                 self._end("failed", error, *arguments)
             case StopRequested(now):
@@ -255,17 +170,23 @@ class Coordinator:
 
     # --- deciding ----------------------------------------------------------------------------------------------------
 
-    def _append(self, entry: Entry) -> int:
+    def _append(self, entry: Entry) -> None:
         self.state.apply(entry)
         self._tickets += 1
         self._out.append(Append(entry, self._tickets))
-        if not isinstance(entry, (RunStarted, Owned, RunEnded)):
+        if isinstance(entry, (ChunksListed, PieceEnded, Merged, BarrierOpened)):
             self._last[entry.stage] = self._tickets
-        return self._tickets
+
+    def _then(self, act: Callable[[], None]) -> None:
+        """Put off what rests on the entry decided last until it is durable."""
+        self._settling.append((self._tickets, act))
 
     def _settled(self, number: int) -> bool:
         """Tell whether all that was decided of a stage is durable."""
-        return self._durable >= self._last[number]
+        return self._durable >= self._last.get(number, 0)
+
+    def _is_open(self, number: int) -> bool:
+        return self.state.stages[number].opened and self._settled(number)
 
     def _end(self, status: str, error: str = "", *arguments: str | float) -> None:
         """Decide the run's end: what is in flight yields, nothing new begins. The first decision stands."""
@@ -276,8 +197,16 @@ class Coordinator:
 
     def _settle(self) -> list[Instruction]:
         """Do whatever the present state allows, and hand out what was asked for."""
-        if self.ending is None:
-            self._open_barriers()
+        while self.ending is None and (self._flow.ready or self._flow.verdicts):
+            if self._flow.verdicts:
+                self._decide(self._flow.verdicts.popleft())
+            else:
+                self._begin(self._flow.ready.popleft())
+        if self.ending is None and (blamed := self._flow.lost) is not None:
+            error, arguments = self._reasons[blamed][1]
+            self._end("failed", error, *arguments)
+        if self.ending is None and self._flow.done and self._durable >= self._tickets:
+            self._end("succeeded")
         if self.ending is None:
             self._fill()
         if self.ending is not None and not self.inflight and not self.finished:
@@ -289,14 +218,43 @@ class Coordinator:
         out, self._out = self._out, []
         return out
 
+    def _begin(self, node: int) -> None:
+        """Start a node whose needs are there."""
+        if node < 0:
+            self._requeue(CallJob(~node, self.state.calls[~node].facts.task))
+            return
+        stage = self.state.stages[node]
+        if node in self._begun:  # it was cancelled, and is wanted again
+            self._trees.again(node)
+        else:
+            self._trees.resume(node)
+        self._begun.add(node)
+        if not stage.closed and stage.facts.base is not None:
+            self._take_listing(ChunksListed(node, last=True))  # the state knows what they are
+            return
+        if not stage.closed:
+            self._out.append(List(node, stage.listed))
+        for piece in tuple(stage.pending.values()):
+            self._enqueue(node, piece, fresh=not stage.chunks[piece.chunk].receipts)
+        self._look(node)
+
+    # --- chunks --------------------------------------------------------------------------------------------------------
+
     def _take_listing(self, entry: ChunksListed) -> None:
         stage = self.state.stages[entry.stage]
         if stage.closed or self.ending is not None:
             return
+        known = len(stage.chunks)
         self._append(entry)
-        for chunk in entry.chunks:
-            self._enqueue(entry.stage, stage.pending[chunk.index, 0], fresh=True)
-        self._try_edges(entry.stage)
+        if entry.last:
+            self._then(partial(self._listing_kept, entry.stage))
+        for index in range(known, len(stage.chunks)):
+            self._enqueue(entry.stage, stage.pending[index, 0], fresh=True)
+        self._trees.try_edges(entry.stage)
+
+    def _listing_kept(self, number: int) -> None:
+        self._flow.provide((number, -1))
+        self._look(number)
 
     def _enqueue(self, number: int, piece: Piece, *, fresh: bool) -> None:
         """Queue a piece, unless its result is there: what is left of a begun chunk before fresh chunks, largest first."""
@@ -314,24 +272,23 @@ class Coordinator:
     def _fill(self) -> None:
         """Keep the window full: one batch in flight for each free place."""
         while self._queue and len(self.inflight) < self.window * self.slots:
-            number = self._queue[0][2]
-            size = self._batching[number].size(len(self._queue), self.slots)
+            unit = self._queue[0][2]
+            size = self._pace(unit).size(len(self._queue), self.slots)
             jobs: list[Job] = []
-            while self._queue and self._queue[0][2] == number and len(jobs) < size:
-                alone = self._alone(self._queue[0][-1])
+            while self._queue and self._queue[0][2] == unit and len(jobs) < size:
+                alone = self._queue[0][-1].alone
                 if alone and jobs:
                     break
                 jobs.append(heapq.heappop(self._queue)[-1])
                 if alone:
                     break
             self._attempts += 1
-            submit = Submit(f"{self.epoch}.{self._attempts}", number, tuple(jobs))
+            submit = Submit(f"{self.epoch}.{self._attempts}", unit, tuple(jobs))
             self.inflight[submit.attempt] = submit
             self._out.append(submit)
 
-    @staticmethod
-    def _alone(job: Job) -> bool:
-        return isinstance(job, ChunkJob) and job.piece.alone
+    def _pace(self, unit: int) -> Batching:
+        return self._batching.setdefault(unit, Batching())
 
     # --- what comes back ---------------------------------------------------------------------------------------------
 
@@ -341,6 +298,8 @@ class Coordinator:
             return
         untouched = not any(receipts)
         for job, receipt in zip(batch.jobs, receipts, strict=True):
+            if job.node in self._flow.failed:
+                continue
             if receipt is None:
                 if untouched and self.ending is None:
                     self._lose(job, "no job of the batch was started")
@@ -354,20 +313,32 @@ class Coordinator:
                 self._merge_back(job, receipt)
             else:
                 if receipt.status != "died":  # nothing of it stands, nor its seconds
-                    self._batching[job.stage].saw(receipt.tally.seconds)
-                self._chunk_back(job.stage, job.piece, receipt)
+                    self._pace(batch.unit).saw(receipt.tally.seconds)
+                if isinstance(job, CallJob):
+                    self._call_back(job, receipt)
+                else:
+                    self._chunk_back(job.stage, job.piece, receipt)
 
     def _lose(self, job: Job, reason: str) -> None:
+        if job.node in self._flow.failed:
+            return
         self._requeue(job)
         self._losses[job] = self._losses.get(job, 0) + 1
         if self._losses[job] >= MAX_LOSSES:
             what = f"chunk {job.piece.chunk}" if isinstance(job, ChunkJob) else "a merge"
-            name = self.state.stages[job.stage].facts.name
-            self._end("failed", "StepError", self.run_id, name, f"{what} was lost {self._losses[job]} times: {reason}")
+            what = "the call" if isinstance(job, CallJob) else what
+            self._end(
+                "failed", "StepError", self.run_id, self._name(job), f"{what} was lost {self._losses[job]} times: {reason}"
+            )
+
+    def _name(self, job: Job) -> str:
+        return self.state.tasks[job.task].name if isinstance(job, CallJob) else self.state.stages[job.stage].facts.name
 
     def _requeue(self, job: Job) -> None:
         if isinstance(job, ChunkJob):
             self._enqueue(job.stage, job.piece, fresh=False)
+        elif isinstance(job, CallJob):
+            self._push((0, 0, ~job.task, job.call, 0), job)
         else:
             self._push((0, 0, job.stage, job.index, job.output), job)
 
@@ -380,25 +351,26 @@ class Coordinator:
             if at.ordinal <= piece.first:
                 self._enqueue(number, piece, fresh=False)  # it yielded before its first record
                 return
-            rest = _rest(piece, at)
+            rest = rest_of(piece, at)
         elif receipt.status == "died" and (receipt.cursor is None or self._first_loss(number, piece, receipt)):
             self._lose(self._job(number, piece), _tell(receipt.failure) if receipt.failure else "its child died")
             return
         elif receipt.status == "died" and receipt.failure is not None and receipt.failure.cause == "input":
-            rest = _without_part(piece, at, len(stage.chunks[piece.chunk].chunk.parts))
+            rest = without_part(piece, at, len(stage.chunks[piece.chunk].chunk.parts))
             failure = receipt.failure
         elif receipt.status == "died":
             condemned = receipt.failure is not None and (piece.alone or receipt.failure.cause == "timeout")
-            rest = _around(piece, at, alone=not condemned)
+            rest = around(piece, at, alone=not condemned)
             failure = receipt.failure if condemned else None
         committed = None if receipt.status == "died" else receipt
-        ticket = self._append(PieceEnded(number, piece, rest, committed, failure))
+        self._append(PieceEnded(number, piece, rest, committed, failure))
         if not stage.chunks[piece.chunk].pending:
-            self._settling.append((ticket, number, -1, 0, piece.chunk))
+            self._then(partial(self._trees.chunk_ready, number, piece.chunk))
+        self._then(partial(self._look, number))
         for part in rest:
             self._enqueue(number, part, fresh=False)
         if self.tolerance.hopeless(stage.failed, stage.records):
-            self._refuse(stage)
+            self._refuse(number)
 
     def _job(self, number: int, piece: Piece) -> ChunkJob:
         return ChunkJob(number, piece, self.state.stages[number].chunks[piece.chunk].chunk)
@@ -408,125 +380,131 @@ class Coordinator:
         reading = receipt.failure is not None and receipt.failure.cause == "input"
         return reading and self._job(number, piece) not in self._losses
 
-    def _refuse(self, stage: StageState) -> None:
-        tally = self.state.tally
-        first = stage.lost[0].message if stage.lost else stage.rejected[0].message if stage.rejected else ""
-        if not first:
-            first = next((_tell(r.failure) for _, r in stage.receipts() if r.failure is not None), "see the list")
-        limit = self.tolerance.max_failures
-        self._end("failed", "TooManyFailuresError", self.run_id, tally.failed, tally.records, limit, first)
-
-    # --- merging and barriers ----------------------------------------------------------------------------------------
-    # A reduction's tree has a fixed shape: node (level, index) covers the chunks [index, index + 1) * fan_in ** level. Its
-    # bits therefore never depend on the order in which chunks end. Level 0 is the chunks themselves.
-
-    def _root(self, stage: StageState) -> int:
-        level = 1
-        while self.fan_in**level < len(stage.chunks):
-            level += 1
-        return level
-
-    def _node_ready(self, number: int, level: int, index: int, output: int = -1) -> None:
-        """Count a durable node for its parent; a chunk (output -1) stands for every reduction of its stage."""
-        for out, kind in enumerate(self.state.stages[number].facts.kinds):
-            if kind == "reduce" and output in (-1, out):
-                parent = (number, out, level + 1, index // self.fan_in)
-                self._ready[parent] = self._ready.get(parent, 0) + 1
-                self._try_merge(*parent)
-
-    def _try_edges(self, number: int) -> None:
-        """Look at what a longer list may have released: each level's first node, now sure not to be the root, and its last."""
-        stage = self.state.stages[number]
-        for output, kind in enumerate(stage.facts.kinds):
-            if kind == "reduce":
-                for level in range(1, self._root(stage) + 1):
-                    last = max(0, len(stage.chunks) - 1) // self.fan_in**level
-                    for index in (0, last):
-                        self._try_merge(number, output, level, index)
-
-    def _try_merge(self, number: int, output: int, level: int, index: int) -> None:
-        """Ask for a merge once all that it covers is durable; for the last one, once the barrier is open too."""
-        stage, node = self.state.stages[number], (number, output, level, index)
-        nodes = -(-len(stage.chunks) // self.fan_in ** (level - 1))
-        wanted = min(self.fan_in, nodes - index * self.fan_in)
-        top = self._root(stage) if stage.closed else level + 1
-        is_root = level == top
-        sure = stage.closed or len(stage.chunks) > self.fan_in**level
-        whole = wanted == self.fan_in or stage.closed
-        if level > top or node in self._asked or not (sure and whole) or self._ready.get(node, 0) < wanted:
-            return
-        if is_root and not (stage.opened and self._settled(number)):
-            return
-        self._asked.add(node)
-        first = index * self.fan_in
-        if level == 1:
-            inputs = stage.results(output, range(first, first + wanted))
-        else:
-            inputs = tuple(stage.merged[output, level - 1, first + k] for k in range(wanted))
-        self._requeue(MergeJob(number, output, level, index, inputs, is_root))
-
     def _merge_back(self, job: MergeJob, receipt: Receipt) -> None:
         result = receipt.results[0] if receipt.results else None
         if receipt.status != "done" or result is None:
             self._lose(job, _tell(receipt.failure) if receipt.failure else "it gave no result")
             return
-        spent = receipt.tally.seconds
-        entry = Merged(job.stage, job.output, job.level, job.index, result, spent, receipt.slot, receipt.started)
-        self._settling.append((self._append(entry), job.stage, job.output, job.level, job.index))
+        place = (job.stage, job.output, job.level, job.index)
+        self._append(Merged(*place, result, receipt.tally.seconds, receipt.slot, receipt.started, job.bucket))
+        self._then(partial(self._merge_kept, job))
 
-    def _open_barriers(self) -> None:
-        for number, stage in enumerate(self.state.stages):
-            if stage.complete and not stage.opened and self._settled(number):
-                if not self.tolerance.accepts(stage.failed, stage.records):
-                    self._refuse(stage)
-                    return
+    def _merge_kept(self, job: MergeJob) -> None:
+        self._trees.node_ready(job.stage, job.output, job.bucket, job.level, job.index)
+        self._provide_reduction(job.stage, job.output)
+        self._look(job.stage)
+
+    # --- calls and decisions -------------------------------------------------------------------------------------------
+
+    def _call_back(self, job: CallJob, receipt: Receipt) -> None:
+        number, spent = job.call, (receipt.tally.seconds, receipt.slot, receipt.started)
+        failure = receipt.failure
+        if receipt.status == "died" and receipt.cursor is None:
+            self._lose(job, _tell(failure) if failure else "its child died")
+        elif receipt.status == "died" and not job.alone and failure is not None and failure.cause != "timeout":
+            self._requeue(CallJob(number, job.task, alone=True))
+        elif receipt.status != "done" or failure is not None:
+            failure = failure or Failure("", self._name(job), "crash", "RecordCrashedError", "it came back without a result")
+            self._append(Called(number, (), None, failure, *spent))
+            reason: Reason = ("CallFailedError", (self.run_id, self._name(job), _tell(failure)))
+            self._fail(~number, failure, reason)
+        elif receipt.growth is not None:
+            graph, results = renumbered(receipt.growth, self.state)
+            self._append(Grown(number, graph, results, receipt.growth.code, *spent))
+            self._then(partial(self._called, number))
+        else:
+            made = tuple(ref for ref in receipt.results if ref is not None)
+            self._append(Called(number, made, receipt.choice, None, *spent))
+            self._then(partial(self._called, number))
+
+    def _called(self, call: int) -> None:
+        if self.state.calls[call].results:
+            self._flow.provide((~call, 0))
+        elif ~call in self._flow.wanted:
+            self._flow.renew(call)
+
+    def _decide(self, verdict: Verdict) -> None:
+        """Write down a decision over branches, and end what nobody wants any more."""
+        failures = {str(arm): self._reasons[blamed][0] for arm, blamed in verdict.failed.items()}
+        gone = self._flow.sweep(verdict)
+        self._drop(gone)
+        self._append(Decided(verdict.call, verdict.picked, failures, gone))
+        self._then(partial(self._flow.provide, (~verdict.call, 0)))
+
+    def _drop(self, nodes: Iterable[int]) -> None:
+        """Forget the jobs of nodes that nobody wants, and end those in flight; what shares their batches is queued again."""
+        gone = set(nodes)
+        if not gone:
+            return
+        self._queue = [entry for entry in self._queue if entry[-1].node not in gone]
+        heapq.heapify(self._queue)
+        hit = [submit for submit in self.inflight.values() if any(job.node in gone for job in submit.jobs)]
+        if hit:
+            self._out.append(Cancel(tuple(submit.attempt for submit in hit)))
+        for submit in hit:
+            del self.inflight[submit.attempt]
+            for job in submit.jobs:
+                if job.node not in gone:
+                    self._requeue(job)
+
+    def _fail(self, node: int, failure: Failure, reason: Reason) -> None:
+        """Give a node up. Whoever needs it fails with it; a decision over branches judges it."""
+        if node in self._flow.failed:
+            return
+        self._reasons[node] = failure, reason
+        self._flow.fail(node)
+        if self._flow.lost is None:
+            self._drop([node])
+
+    # --- barriers ------------------------------------------------------------------------------------------------------
+
+    def _look(self, number: int) -> None:
+        """Open a stage's barrier when all of its records are accounted for, durably, and go on behind it."""
+        stage = self.state.stages[number]
+        if self.ending is not None or number not in self._flow.wanted or number in self._flow.failed:
+            return
+        if stage.complete and not stage.opened and self._settled(number):
+            if self.tolerance.accepts(stage.failed, stage.records):
                 self._append(BarrierOpened(number, stage.failed))
-            if stage.opened and self._settled(number):
-                self._after_barrier(number, stage)
-        if self._durable >= self._tickets and all(self._stage_done(stage) for stage in self.state.stages):
-            self._end("succeeded")
+                self._then(partial(self._look, number))
+            else:
+                self._refuse(number)
+        elif self._is_open(number):
+            self._provide_stage(number)
+            self._trees.try_roots(number)
+            for output, kind in enumerate(stage.facts.kinds):
+                if kind == "sink" and output not in stage.published and (number, output) not in self._publishing:
+                    self._publishing.add((number, output))
+                    self._out.append(Publish(number, output))
 
-    def _after_barrier(self, number: int, stage: StageState) -> None:
+    def _provide_stage(self, number: int) -> None:
+        """Say which of a stage's outputs are there, durably."""
+        stage = self.state.stages[number]
+        if stage.closed and self._settled(number):
+            self._flow.provide((number, -1))
+        if not self._is_open(number):
+            return
         for output, kind in enumerate(stage.facts.kinds):
-            if kind == "reduce":
-                self._try_merge(number, output, self._root(stage), 0)
-            elif kind == "sink" and output not in stage.published and (number, output, 0, 0) not in self._asked:
-                self._asked.add((number, output, 0, 0))
-                self._out.append(Publish(number, output))
+            if kind == "collect" or (kind == "sink" and output in stage.published and number not in self._begun):
+                self._flow.provide((number, output))
+            elif kind in ("reduce", "group"):
+                self._provide_reduction(number, output)
 
-    def _stage_done(self, stage: StageState) -> bool:
-        return stage.opened and all(
-            (output, self._root(stage), 0) in stage.merged
-            if kind == "reduce"
-            else output in stage.published or kind == "collect"
-            for output, kind in enumerate(stage.facts.kinds)
-        )
+    def _provide_reduction(self, number: int, output: int) -> None:
+        stage = self.state.stages[number]
+        if self._is_open(number) and all(stage.root(output, bucket) for bucket in range(stage.buckets(output))):
+            self._flow.provide((number, output))
 
-
-def _rest(piece: Piece, at: Cursor) -> tuple[Piece, ...]:
-    """Return what of a piece begins at a cursor."""
-    return () if piece.stop is not None and at.ordinal >= piece.stop else (Piece(piece.chunk, at, 0, piece.stop),)
-
-
-def _around(piece: Piece, at: Cursor, *, alone: bool) -> tuple[Piece, ...]:
-    """Split a piece around the record at a cursor: what lies before, the record ``alone`` or not at all, what lies behind."""
-    before = (Piece(piece.chunk, piece.start, piece.skip, at.ordinal),) if at.ordinal > piece.first else ()
-    passed, here = 0, piece.start
-    if at.ordinal < piece.first or (at.part, at.offset) == (here.part, here.offset):
-        # It died on its way to its first record, which is the one meant; or the record's number is known but not its place.
-        at, passed = here, max(piece.skip, at.ordinal - here.ordinal)
-    behind = at.ordinal + passed + 1
-    suspect = (Piece(piece.chunk, at, passed, behind, alone=True),) if alone else ()
-    after = () if piece.stop is not None and behind >= piece.stop else (Piece(piece.chunk, at, passed + 1, piece.stop),)
-    return before + suspect + after
-
-
-def _without_part(piece: Piece, at: Cursor, parts: int) -> tuple[Piece, ...]:
-    """Split a piece around what is left of the part at a cursor: one dead letter stands for it, whatever it holds."""
-    before = (Piece(piece.chunk, piece.start, piece.skip, at.ordinal),) if at.ordinal > piece.first else ()
-    behind = max(at.ordinal, piece.first) + 1
-    ends = at.part + 1 >= parts or (piece.stop is not None and behind >= piece.stop)
-    return before + (() if ends else (Piece(piece.chunk, Cursor(behind, at.part + 1), 0, piece.stop),))
+    def _refuse(self, number: int) -> None:
+        """Give a stage up: more of its records failed than are tolerated."""
+        stage, tally = self.state.stages[number], self.state.tally
+        first = stage.lost[0].message if stage.lost else stage.rejected[0].message if stage.rejected else ""
+        if not first:
+            first = next((_tell(r.failure) for _, r in stage.receipts() if r.failure is not None), "see the list")
+        limit = self.tolerance.max_failures
+        reason: Reason = ("TooManyFailuresError", (self.run_id, tally.failed, tally.records, limit, first))
+        what = f"{stage.failed} of {stage.records} records failed; first: {first}"
+        self._fail(number, Failure("", stage.facts.name, "exception", reason[0], what), reason)
 
 
 def _tell(failure: Failure) -> str:

@@ -37,6 +37,19 @@ class Batched:
         return self.function(*args, **kwargs)
 
 
+@dataclass(frozen=True)
+class More:
+    """A function that is given more than its record: values that are the same for all records."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def __call__(self, record: Any) -> Any:
+        """Call the function with a record and the values."""
+        return self.function(record, *self.args, **self.kwargs)
+
+
 def inner(function: Any) -> Any:
     """Return the function that the user wrote."""
     return function.function if isinstance(function, (Concurrent, Batched)) else function
@@ -65,6 +78,7 @@ def is_built(function: Any) -> bool:
 def is_async(function: Any) -> bool:
     """Tell whether calling the function, or the object that it builds, gives something to await."""
     called: Any = inner(function)
+    called = called.function if isinstance(called, More) else called
     if is_built(called):
         kind: Any = called.func if isinstance(called, functools.partial) else called
         called = kind.__call__

@@ -6,20 +6,27 @@ the written ones again and stands where the first one stood.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from parflow.errors import JournalError
 from parflow.model import (
+    Address,
+    CallFacts,
     Chunk,
     Failure,
+    GraphFacts,
+    Part,
     Piece,
     Receipt,
     Ref,
     Rejected,
     SinkFile,
+    StageFacts,
     Tally,
+    TaskFacts,
+    chunk_id,
     dump_json,
     from_json,
     load_json,
@@ -30,25 +37,17 @@ Status = Literal["running", "succeeded", "failed", "stopped"]
 
 
 @dataclass(frozen=True, slots=True)
-class StageFacts:
-    """What the journal keeps of a stage: enough to fold, show and check a run without its code."""
-
-    name: str
-    steps: tuple[str, ...]
-    outputs: tuple[str, ...]
-    kinds: tuple[str, ...]
-    fingerprints: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class RunStarted:
-    """The run exists: its plan is frozen, and where its code is."""
+    """The run exists: its plan is frozen, and where its code is. Without ``targets`` it is asked for every output."""
 
     flow: str
     plan: str
     stages: tuple[StageFacts, ...]
     fan_in: int
     versions: dict[str, str] = field(default_factory=dict)
+    tasks: tuple[TaskFacts, ...] = ()
+    calls: tuple[CallFacts, ...] = ()
+    targets: tuple[Address, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +62,10 @@ class Owned:
 
 @dataclass(frozen=True, slots=True)
 class ChunksListed:
-    """More of a stage's input, in input order; ``last`` closes the list."""
+    """More of a stage's input, in input order; ``last`` closes the list.
+
+    Where a stage goes on from another one, its chunks are not repeated here: the fold derives them.
+    """
 
     stage: int
     chunks: tuple[Chunk, ...] = ()
@@ -87,7 +89,7 @@ class PieceEnded:
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """Partial results of one output were merged: node ``index`` of ``level`` in its tree."""
+    """Partial results of one output were merged: node ``index`` of ``level`` in the tree of a ``bucket``."""
 
     stage: int
     output: int
@@ -97,6 +99,7 @@ class Merged:
     seconds: float = 0.0
     slot: str = ""
     started: float = 0.0
+    bucket: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +120,42 @@ class Published:
 
 
 @dataclass(frozen=True, slots=True)
+class Called:
+    """A call was made: its results, the branch that it chose, or why it failed."""
+
+    call: int
+    results: tuple[Ref, ...] = ()
+    choice: int | None = None
+    failure: Failure | None = None
+    seconds: float = 0.0
+    slot: str = ""
+    started: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """Branches were decided on: those ``picked`` (by number), how the others failed, and the nodes that were cancelled."""
+
+    call: int
+    picked: tuple[int, ...] = ()
+    failures: dict[str, Failure] = field(default_factory=dict)
+    cancelled: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Grown:
+    """A call returned a lazy graph, which now runs in its place: what is added to the plan, numbered as the plan goes on."""
+
+    call: int
+    graph: GraphFacts
+    results: tuple[Address, ...]
+    code: str
+    seconds: float = 0.0
+    slot: str = ""
+    started: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class RunEnded:
     """The coordinator ended the run; a run that didn't succeed can be resumed."""
 
@@ -125,11 +164,11 @@ class RunEnded:
     arguments: tuple[Any, ...] = ()
 
 
-Entry = RunStarted | Owned | ChunksListed | PieceEnded | Merged | BarrierOpened | Published | RunEnded
+Entry = (
+    RunStarted | Owned | ChunksListed | PieceEnded | Merged | BarrierOpened | Published | Called | Decided | Grown | RunEnded
+)
 
-KINDS: dict[str, type[Any]] = {
-    kind.__name__: kind for kind in (RunStarted, Owned, ChunksListed, PieceEnded, Merged, BarrierOpened, Published, RunEnded)
-}
+KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in get_args(Entry)}
 STATUS_KINDS = ("RunStarted", "Owned", "RunEnded")
 """The entries that tell a run's status without folding it."""
 
@@ -164,9 +203,10 @@ class ChunkState:
 
 @dataclass(slots=True)
 class StageState:
-    """A stage: its chunks, what is pending, what is done."""
+    """A stage: its chunks, what is pending, what is done; ``fan_in`` is of its trees of merges."""
 
     facts: StageFacts
+    fan_in: int = 16
     chunks: list[ChunkState] = field(default_factory=list)
     pending: dict[tuple[int, int], Piece] = field(default_factory=dict)
     listed: int = 0
@@ -175,8 +215,9 @@ class StageState:
     lost: list[Failure] = field(default_factory=list)
     tally: Tally = field(default_factory=Tally)
     encodings: dict[str, int] = field(default_factory=dict)
-    merged: dict[tuple[int, int, int], Ref] = field(default_factory=dict)
+    merged: dict[tuple[int, int, int, int], Ref] = field(default_factory=dict)
     opened: bool = False
+    cancelled: bool = False
     published: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     @property
@@ -214,6 +255,55 @@ class StageState:
         """Return the files that pieces staged for a sink, in input order."""
         return [file for _, receipt in self.receipts() for file in receipt.files if file.output == output]
 
+    def kept(self, output: int) -> tuple[Ref, ...]:
+        """Return where the records of an output are: of a collection, or of a keyed reduction."""
+        if self.facts.kinds[output] == "collect":
+            return self.results(output)
+        roots = (self.root(output, bucket) for bucket in range(self.buckets(output)))
+        return tuple(ref for ref in roots if ref is not None)
+
+    def chunks_of(self, output: int) -> Iterator[Chunk]:
+        """Yield the chunks of a stage that goes on from here: the same ones, or one for what each piece or bucket kept."""
+        if output < 0:
+            yield from (state.chunk for state in self.chunks)
+            return
+        for index, ref in enumerate(ref for ref in self.kept(output) if ref.size):
+            path = ref.key or f"{self.facts.outputs[output]}[{index}]"
+            part = Part(path, 0, None, ref.size, ref.digest, ref.inline)
+            yield Chunk(index, chunk_id((part,)), (part,), ref.size)
+
+    def buckets(self, output: int) -> int:
+        """Return into how many buckets an output's partial results are split."""
+        return self.facts.buckets[output] if self.facts.buckets else 1
+
+    def root(self, output: int, bucket: int = 0) -> Ref | None:
+        """Return the value of a reduction, or a keyed one's rows in a bucket; None before the last merge."""
+        return self.merged.get((output, bucket, self.depth, 0))
+
+    @property
+    def depth(self) -> int:
+        """The level of the root in the stage's trees of merges, once all chunks are listed."""
+        level = 1
+        while self.fan_in**level < len(self.chunks):
+            level += 1
+        return level
+
+
+@dataclass(slots=True)
+class CallState:
+    """A call or decision: what became of it."""
+
+    facts: CallFacts
+    results: tuple[Ref, ...] = ()
+    choice: int | None = None
+    failure: Failure | None = None
+    decided: Decided | None = None
+    grown: tuple[Address, ...] = ()
+    cancelled: bool = False
+    seconds: float = 0.0
+    slot: str = ""
+    started: float = 0.0
+
 
 @dataclass(slots=True)
 class RunState:
@@ -222,6 +312,9 @@ class RunState:
     started: RunStarted | None = None
     owned: Owned | None = None
     stages: list[StageState] = field(default_factory=list)
+    tasks: list[TaskFacts] = field(default_factory=list)
+    calls: list[CallState] = field(default_factory=list)
+    codes: list[str] = field(default_factory=list)
     status: Status = "running"
     ended: RunEnded | None = None
 
@@ -230,25 +323,55 @@ class RunState:
         match entry:
             case RunStarted():
                 self.started = entry
-                self.stages = [StageState(facts) for facts in entry.stages]
+                self._add(GraphFacts(entry.stages, entry.tasks, entry.calls))
             case Owned():
                 self.owned, self.status, self.ended = entry, "running", None
             case ChunksListed():
-                self._list(self.stages[entry.stage], entry)
+                stage = self.stages[entry.stage]
+                base = stage.facts.base
+                self._list(stage, entry, entry.chunks if base is None else self.stages[base[0]].chunks_of(base[1]))
             case PieceEnded():
                 self._end_piece(self.stages[entry.stage], entry)
             case Merged():
-                self.stages[entry.stage].merged[entry.output, entry.level, entry.index] = entry.result
+                self.stages[entry.stage].merged[entry.output, entry.bucket, entry.level, entry.index] = entry.result
             case BarrierOpened():
                 self.stages[entry.stage].opened = True
             case Published():
                 self.stages[entry.stage].published[entry.output] = entry.manifest
+            case Called() | Grown():
+                self._call(self.calls[entry.call], entry)
+            case Decided():
+                self._decide(entry)
             case RunEnded():
                 self.status, self.ended = entry.status, entry
 
+    def _add(self, graph: GraphFacts) -> None:
+        fan_in = self.started.fan_in if self.started is not None else 16
+        self.stages += [StageState(facts, fan_in) for facts in graph.stages]
+        self.tasks += graph.tasks
+        self.calls += [CallState(facts) for facts in graph.calls]
+
+    def _call(self, call: CallState, entry: Called | Grown) -> None:
+        call.seconds, call.slot, call.started, call.cancelled = entry.seconds, entry.slot, entry.started, False
+        if isinstance(entry, Grown):
+            self._add(entry.graph)
+            self.codes.append(entry.code)
+            call.grown, call.failure = entry.results, None
+        else:
+            call.results, call.choice, call.failure = entry.results, entry.choice, entry.failure
+
+    def _decide(self, entry: Decided) -> None:
+        self.calls[entry.call].decided = entry
+        for node in entry.cancelled:
+            if node < 0:
+                self.calls[~node].cancelled = True
+            else:
+                self.stages[node].cancelled = True
+
     @staticmethod
-    def _list(stage: StageState, entry: ChunksListed) -> None:
-        for chunk in entry.chunks:
+    def _list(stage: StageState, entry: ChunksListed, chunks: Iterable[Chunk]) -> None:
+        stage.cancelled = False
+        for chunk in chunks:
             stage.pending[chunk.index, 0] = Piece(chunk.index)
             stage.chunks.append(ChunkState(chunk))
         stage.rejected.extend(entry.rejected)
@@ -258,6 +381,7 @@ class RunState:
     @staticmethod
     def _end_piece(stage: StageState, entry: PieceEnded) -> None:
         piece, state = entry.piece, stage.chunks[entry.piece.chunk]
+        stage.cancelled = False
         del stage.pending[piece.chunk, piece.first]
         for rest in entry.rest:
             stage.pending[rest.chunk, rest.first] = rest

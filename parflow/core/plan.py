@@ -1,4 +1,4 @@
-"""From a lazy graph to stages between barriers: fused, checked and frozen.
+"""What a run executes: stages between barriers, and calls on their results; frozen, and explained in words.
 
 All record-wise steps that hang on one source run in one pass over it: a stage is that source, the tree of its steps, and the
 outputs that end it (reductions, sinks, collections), each a barrier.
@@ -6,15 +6,14 @@ outputs that end it (reductions, sinks, collections), each a barrier.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from parflow.core.fingerprint import fingerprint
 from parflow.core.forms import Batched, Concurrent, is_async, is_built
-from parflow.core.history import StageFacts
-from parflow.errors import GraphError
-from parflow.model import CollectNode, OutputNode, RecordsNode, ReduceNode, SinkNode, SourceNode, StepNode, Task
+from parflow.model import Address, CallFacts, GraphFacts, StageFacts, TaskFacts
+from parflow.nodes import NO_ARGUMENTS, Arguments, Task
 
 BATCH_ENOUGH = 32
 """Records of a batch that small inputs are still cut for: more would cost them their parallelism."""
@@ -22,11 +21,16 @@ BATCH_ENOUGH = 32
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A fused record-wise step; ``parent`` is the index of the step before it, -1 for the source."""
+    """A fused record-wise step; ``parent`` is the index of the step before it, -1 for the source.
+
+    ``needs`` are the addresses of the lazy results among its ``arguments``.
+    """
 
     kind: Literal["map", "filter", "flat_map", "map_batches"]
     task: Task
     parent: int
+    arguments: Arguments = NO_ARGUMENTS
+    needs: tuple[Address, ...] = ()
 
     @property
     def preload(self) -> tuple[str, ...]:
@@ -64,7 +68,7 @@ class Step:
 class Output:
     """What ends a branch of a stage; ``body`` is the reducer or the sink."""
 
-    kind: Literal["reduce", "sink", "collect"]
+    kind: Literal["reduce", "group", "sink", "collect"]
     name: str
     body: Any
     parent: int
@@ -72,11 +76,22 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """What runs between two barriers. Pickled, it is what travels to the children."""
+    """What runs between two barriers. Pickled, it is what travels to the children.
+
+    ``base`` is where its chunks come from, when its source doesn't list them itself; ``value`` the list that they are made of.
+    """
 
     source: Any
     steps: tuple[Step, ...]
     outputs: tuple[Output, ...]
+    base: Address | None = None
+    value: Address | None = None
+
+    @property
+    def needs(self) -> tuple[Address, ...]:
+        """The lazy results that the stage is given."""
+        value = () if self.value is None else (self.value,)
+        return tuple(dict.fromkeys((*value, *(need for step in self.steps for need in step.needs))))
 
     @property
     def name(self) -> str:
@@ -104,8 +119,12 @@ class Stage:
 
     def facts(self) -> StageFacts:
         """Return what the journal keeps of the stage."""
+        buckets = tuple(output.body.buckets if output.kind == "group" else 1 for output in self.outputs)
         prints = [fingerprint(self.source)]
-        prints += [fingerprint((step.kind, step.parent, step.task.version, step.task.function)) for step in self.steps]
+        prints += [
+            fingerprint((step.kind, step.parent, step.task.version, step.task.function, *_constants(step.arguments)))
+            for step in self.steps
+        ]
         prints += [fingerprint((output.kind, output.parent, output.body)) for output in self.outputs]
         return StageFacts(
             self.name,
@@ -113,6 +132,9 @@ class Stage:
             tuple(output.name for output in self.outputs),
             tuple(output.kind for output in self.outputs),
             tuple(prints),
+            self.needs,
+            self.base,
+            buckets if any(count > 1 for count in buckets) else (),
         )
 
 
@@ -121,128 +143,43 @@ def _preload(part: Any) -> Sequence[str]:
     return (*getattr(part, "preload", ()), *([own] if own.startswith("parflow.") else []))
 
 
+def _constants(arguments: Arguments) -> tuple[Any, ...]:
+    return (arguments.args, arguments.kwargs) if arguments.args or arguments.kwargs else ()
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call in a plan, or a decision over branches."""
+
+    name: str
+    facts: CallFacts
+    arguments: Arguments
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A frozen workflow: its stages, and for each requested output its stage and place there."""
+    """A frozen workflow: its stages and calls, the tasks that these call, and where each requested result comes from."""
 
     name: str
     stages: tuple[Stage, ...]
-    targets: tuple[tuple[int, int], ...]
+    targets: tuple[Address, ...]
+    tasks: tuple[Task, ...] = ()
+    calls: tuple[Call, ...] = ()
 
-    def facts(self) -> tuple[StageFacts, ...]:
-        """Return what the journal keeps of every stage."""
-        return tuple(stage.facts() for stage in self.stages)
+    def facts(self) -> GraphFacts:
+        """Return what the journal keeps of the plan."""
+        given: list[list[Any]] = [[] for _ in self.tasks]
+        for call in self.calls:
+            if call.facts.task >= 0:
+                given[call.facts.task] += _constants(call.arguments)
+        tasks = (
+            TaskFacts(task.name, fingerprint((task.version, task.function, constants)))
+            for task, constants in zip(self.tasks, given, strict=True)
+        )
+        return GraphFacts(tuple(stage.facts() for stage in self.stages), tuple(tasks), tuple(call.facts for call in self.calls))
 
     def explain(self) -> str:
-        """Describe the plan in words: stages, fused steps, barriers, and what is stored where."""
-        lines = [f"plan of {self.name}: {len(self.stages)} stage{'s' if len(self.stages) != 1 else ''}"]
-        for number, stage in enumerate(self.stages):
-            lines.append(f"stage {number}: {stage.source!r}")
-            for step in stage.steps:
-                after = "" if step.parent == stage.steps.index(step) - 1 else f" (after {stage.label(step.parent + 1)})"
-                lines.append(f"  {step.kind} {step.task.name}{after}{step.manner}")
-            for output in stage.outputs:
-                what = {
-                    "reduce": "partial results in the store, merged in input order",
-                    "sink": "one file a chunk, published when the stage is complete",
-                    "collect": "records in the store",
-                }[output.kind]
-                lines.append(f"  barrier: {output.kind} {output.name} (of {stage.label(output.parent + 1)}): {what}")
-        return "\n".join(lines)
+        """Describe the plan in words: stages, fused steps, barriers, calls, and what is stored where."""
+        from parflow.core.explain import explain
 
-
-def make_plan(name: str, outputs: Iterable[OutputNode]) -> Plan:
-    """Cut a graph into stages.
-
-    Parameters
-    ----------
-    name : str
-        The workflow's name.
-    outputs : iterable of nodes
-        What the workflow is asked for, in the order in which the caller wants results.
-
-    Returns
-    -------
-    Plan
-        One stage a source, in the order in which outputs name them first.
-
-    Raises
-    ------
-    GraphError
-        When two sinks write to one path, or nothing is asked for.
-    """
-    wanted = list(outputs)
-    if not wanted:
-        raise GraphError(f"workflow {name!r} returns nothing to compute; return a Value or a Dataset")
-    drafts: dict[SourceNode, _Draft] = {}
-    places: dict[OutputNode, tuple[int, int]] = {}
-    for output in wanted:
-        if output in places:
-            continue
-        chain = _chain(output.parent)
-        source = chain[0]
-        assert isinstance(source, SourceNode)
-        draft = drafts.setdefault(source, _Draft(len(drafts)))
-        parent = draft.add(chain[1:])
-        places[output] = (draft.number, len(draft.outputs))
-        draft.outputs.append(_output(output, parent))
-    stages = tuple(draft.stage(node.source) for node, draft in drafts.items())
-    _check_sinks(stages)
-    return Plan(name, stages, tuple(places[output] for output in wanted))
-
-
-class _Draft:
-    """A stage while the graph is being walked; a node that two branches share is added once."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.steps: list[Step] = []
-        self.outputs: list[Output] = []
-        self.seen: dict[RecordsNode, int] = {}
-
-    def stage(self, source: Any) -> Stage:
-        together = max((step.together for step in self.steps), default=1)
-        if together > 1 and hasattr(source, "together"):
-            source = replace(source, together=together)
-        return Stage(source, tuple(self.steps), tuple(self.outputs))
-
-    def add(self, nodes: Iterable[RecordsNode]) -> int:
-        parent = -1
-        for node in nodes:
-            assert isinstance(node, StepNode)
-            if node not in self.seen:
-                self.seen[node] = len(self.steps)
-                kind = "map_batches" if isinstance(node.task.function, Batched) else node.kind
-                self.steps.append(Step(kind, node.task, parent))
-            parent = self.seen[node]
-        return parent
-
-
-def _chain(node: RecordsNode) -> list[RecordsNode]:
-    chain: list[RecordsNode] = [node]
-    while isinstance(node, StepNode):
-        node = node.parent
-        chain.append(node)
-    return chain[::-1]
-
-
-def _output(node: OutputNode, parent: int) -> Output:
-    if isinstance(node, ReduceNode):
-        return Output("reduce", node.name, node.reducer, parent)
-    if isinstance(node, SinkNode):
-        return Output("sink", node.name, node.sink, parent)
-    assert isinstance(node, CollectNode)
-    return Output("collect", node.name, None, parent)
-
-
-def _check_sinks(stages: Iterable[Stage]) -> None:
-    seen: dict[str, str] = {}
-    for stage in stages:
-        for output in stage.outputs:
-            if output.kind == "sink":
-                if output.body.path in seen:
-                    raise GraphError(
-                        f"two sinks, {seen[output.body.path]} and {output.name}, write to {output.body.path!r}; "
-                        "give each a folder of its own"
-                    )
-                seen[output.body.path] = output.name
+        return explain(self)

@@ -161,7 +161,7 @@ class Hands:
             future = self.client.submit(
                 run_batch,
                 pickle.dumps(batch, protocol=5),
-                key=f"parflow-{batch.run_id}/{batch.stage}/{batch.attempt}",
+                key=f"parflow-{batch.run_id}/{batch.unit}/{batch.attempt}",
                 pure=False,
                 retries=0,
                 priority=-self.submitted,
@@ -196,9 +196,16 @@ class Hands:
         else:
             self.client.run(_stop, names, on_error="ignore")
 
+    def cancel(self, attempts: tuple[str, ...]) -> None:
+        """End batches that nobody waits for: what has not begun won't, and children that work on them are told, then killed."""
+        self._forget({attempt: self.futures.pop(attempt) for attempt in attempts if attempt in self.futures})
+
     def abandon(self) -> None:
         """Forget everything in flight, and end what works on it."""
         flying, self.futures = self.futures, {}
+        self._forget(flying)
+
+    def _forget(self, flying: dict[str, tuple[str, Any]]) -> None:
         if not flying or self.client.status != "running":
             return
         names = tuple(name for name, _ in flying.values())

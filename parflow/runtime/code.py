@@ -11,6 +11,7 @@ import cloudpickle
 
 from parflow.core.plan import Stage
 from parflow.errors import CodeError
+from parflow.nodes import Task
 
 
 def _code(code: types.CodeType) -> Any:
@@ -44,6 +45,20 @@ def pack(stage: Stage) -> bytes:
         raise _unpicklable(stage, error) from error
 
 
+def pack_task(task: Task) -> bytes:
+    """Pickle a task.
+
+    Raises
+    ------
+    CodeError
+        Naming it, and what it uses, that can't travel.
+    """
+    try:
+        return dumps(task)
+    except Exception as error:
+        raise _refused(task, error) from error
+
+
 def _fails(thing: Any) -> bool:
     try:
         dumps(thing)
@@ -54,15 +69,20 @@ def _fails(thing: Any) -> bool:
 
 def _unpicklable(stage: Stage, error: BaseException) -> CodeError:
     for step in stage.steps:
-        function = step.task.function
-        if _fails(function):
-            culprits = [f"{name!r} ({type(thing).__name__})" for name, thing in _held(function).items() if _fails(thing)]
-            what = f"it uses {', '.join(culprits)}, which can't travel to another process" if culprits else str(error)
-            return CodeError(step.task.name, f"{what}. Make it inside the function, where it is used.")
+        if _fails(step.task.function):
+            return _refused(step.task, error)
+        if _fails(step.arguments):
+            return CodeError(step.task.name, f"what it is given can't travel to another process: {error}")
     for output in stage.outputs:
         if _fails(output.body):
             return CodeError(output.name, f"it can't travel to another process: {error}")
     return CodeError(stage.name, str(error))
+
+
+def _refused(task: Task, error: BaseException) -> CodeError:
+    culprits = [f"{name!r} ({type(thing).__name__})" for name, thing in _held(task.function).items() if _fails(thing)]
+    what = f"it uses {', '.join(culprits)}, which can't travel to another process" if culprits else str(error)
+    return CodeError(task.name, f"{what}. Make it inside the function, where it is used.")
 
 
 def _held(function: Any) -> dict[str, Any]:

@@ -12,12 +12,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from parflow.core.coordinator import (
+from parflow.core.bindings import Binding, bind
+from parflow.core.coordinator import Coordinator
+from parflow.core.forms import is_async
+from parflow.core.history import ChunksListed, Grown, Published, RunEnded, RunState, encode
+from parflow.core.signals import (
     Append,
     BatchLost,
     BatchReturned,
     Broke,
-    Coordinator,
+    Cancel,
     Durable,
     Finish,
     Instruction,
@@ -31,10 +35,11 @@ from parflow.core.coordinator import (
     Submit,
     Yield,
 )
-from parflow.core.history import ChunksListed, Published, RunEnded, RunState, encode
-from parflow.core.plan import Plan
 from parflow.errors import ClusterLostError, InputsChangedError, ParflowError
-from parflow.model import INLINE_BYTES, Chunk, ChunkJob, Job, Receipt, Rejected
+from parflow.model import INLINE_BYTES, Address, CallJob, Chunk, ChunkJob, Job, Receipt, Rejected, digest, make_ref
+from parflow.runtime.calls import Given
+from parflow.runtime.program import Program
+from parflow.runtime.values import load
 from parflow.runtime.worker import Batch, Isolation, adoptable
 
 if TYPE_CHECKING:
@@ -70,10 +75,8 @@ class Executor:
     ----------
     run_id : str
         The run.
-    plan : Plan
-        Its stages.
-    code : tuple of str
-        For each stage, the store's key of its pickled code.
+    program : Program
+        Its stages, tasks and calls, and where their code is.
     state : RunState
         Folded from the journal.
     store : Store
@@ -87,16 +90,14 @@ class Executor:
     def __init__(
         self,
         run_id: str,
-        plan: Plan,
-        code: tuple[str, ...],
+        program: Program,
         state: RunState,
         store: Store,
         connect: Callable[[], Hands],
         options: Options,
     ) -> None:
         self.run_id = run_id
-        self.plan = plan
-        self.code = code
+        self.program = program
         self.store = store
         self.options = options
         self.coordinator = Coordinator(run_id, state, window=options.window)
@@ -111,6 +112,7 @@ class Executor:
         self._connecting = threading.Lock()
         self._over = False
         self._idle_since: float | None = None
+        self._bound: dict[Address, Binding] = {}
 
     @property
     def state(self) -> RunState:
@@ -181,6 +183,8 @@ class Executor:
         for instruction in instructions:
             match instruction:
                 case Append(entry, _):
+                    if isinstance(entry, Grown):
+                        self.program.add(entry.code)
                     self.writer.append(*encode(entry))
                 case Submit():
                     self._submit(instruction)
@@ -190,6 +194,9 @@ class Executor:
                     self._stopping.set()
                     if self.hands is not None:
                         self._spawn("stop", self.hands.stop, attempts)
+                case Cancel(attempts):
+                    if self.hands is not None:
+                        self._spawn("cancel", self.hands.cancel, attempts)
                 case Publish(stage, output):
                     self._spawn("publish", self._publish, stage, output)
                 case Finish(ended):
@@ -240,15 +247,20 @@ class Executor:
 
     def _submit(self, submit: Submit) -> None:
         assert self.hands is not None
-        stage, options = self.plan.stages[submit.stage], self.options
+        batch = self._calls(submit) if submit.unit < 0 else self._chunks(submit)
+        self.hands.submit(batch, lambda attempt, outcome: self._settled(attempt, submit.jobs, outcome))
+
+    def _chunks(self, submit: Submit) -> Batch:
+        """Say what a worker has to know to run chunks of a stage, or merges."""
+        stage, options = self.program.stages[submit.unit], self.options
         numbers = range(1 + len(stage.steps) + len(stage.outputs))
-        batch = Batch(
+        return Batch(
             self.run_id,
             submit.attempt,
-            submit.stage,
+            submit.unit,
             submit.jobs,
             self.store.url,
-            self.code[submit.stage],
+            self.program.code(submit.unit),
             tuple(stage.label(number) for number in numbers),
             stage.timeouts(options.timeout),
             stage.memory(options.memory),
@@ -256,8 +268,42 @@ class Executor:
             options.isolation,
             stage.preload,
             options.inline_bytes,
+            bindings=self._bindings(self.state.stages[submit.unit].facts.needs),
         )
-        self.hands.submit(batch, lambda attempt, outcome: self._settled(attempt, submit.jobs, outcome))
+
+    def _calls(self, submit: Submit) -> Batch:
+        """Say what a worker has to know to make calls of a task."""
+        task, options = self.program.tasks[~submit.unit], self.options
+        return Batch(
+            self.run_id,
+            submit.attempt,
+            submit.unit,
+            submit.jobs,
+            self.store.url,
+            self.program.code(submit.unit),
+            ("load", task.name),
+            (None, task.timeout or options.timeout),
+            task.memory or options.memory,
+            options.slice,
+            options.isolation,
+            ("asyncio",) if is_async(task.function) else (),
+            options.inline_bytes,
+            given=tuple(self._given(job.call) for job in submit.jobs if isinstance(job, CallJob)),
+        )
+
+    def _given(self, call: int) -> Given:
+        from parflow.runtime.code import dumps
+
+        facts = self.state.calls[call].facts
+        data = dumps(self.program.calls[call].arguments)
+        arguments = make_ref(data, lambda body: str(self.store.put(f"arguments/{digest(body)}.pkl", body)))
+        return Given(arguments, self._bindings(facts.needs), facts.kind, facts.results)
+
+    def _bindings(self, needs: tuple[Address, ...]) -> tuple[Binding, ...]:
+        for address in needs:
+            if address not in self._bound:
+                self._bound[address] = bind(self.state, address)
+        return tuple(self._bound[address] for address in needs)
 
     def _settled(self, attempt: str, jobs: tuple[Job, ...], outcome: tuple[Receipt | None, ...] | BaseException) -> None:
         if isinstance(outcome, ClusterLostError):
@@ -276,7 +322,7 @@ class Executor:
         if not isinstance(job, ChunkJob) or receipt.failure.record:
             return receipt
         at = receipt.cursor
-        record = str(self.plan.stages[job.stage].source.record_id(job.chunk.parts[at.part], at.offset))
+        record = str(self.program.stages[job.stage].source.record_id(job.chunk.parts[at.part], at.offset))
         return replace(receipt, failure=replace(receipt.failure, record=record, chunk=job.chunk.index))
 
     def _list(self, number: int, skip: int) -> None:
@@ -284,7 +330,11 @@ class Executor:
         known = iter([*self.state.stages[number].chunks])
         items: list[Chunk | Rejected] = []
         since = time.monotonic()
-        for count, item in enumerate(self.plan.stages[number].source.chunks(self.store)):
+        source = self.program.stages[number].source
+        if self.program.stages[number].value is not None:  # the first of what the stage needs
+            (binding, *_) = self._bindings(self.state.stages[number].facts.needs)
+            source = replace(source, iterable=load(binding, self.store))
+        for count, item in enumerate(source.chunks(self.store)):
             if self._stopping.is_set():
                 return
             if count < skip:
@@ -299,7 +349,7 @@ class Executor:
 
     def _publish(self, number: int, output: int) -> None:
         files = self.state.stages[number].files(output)
-        manifest = self.plan.stages[number].outputs[output].body.publish(self.run_id, files)
+        manifest = self.program.stages[number].outputs[output].body.publish(self.run_id, files)
         self.inbox.put(SinkPublished(Published(number, output, manifest)))
 
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import contextlib
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from parflow.core.forms import inner, is_async, is_built, within
+from parflow.core.bindings import Binding
+from parflow.core.forms import More, inner, is_async, is_built, within
 from parflow.core.plan import Stage, Step
 from parflow.errors import CodeError
+from parflow.model import Address
+from parflow.nodes import Task
 from parflow.runtime.pipeline import Broken
+from parflow.runtime.values import filled
 
 RUNS = 2
 """Runs whose objects a process keeps: those of an earlier one go when another run comes."""
@@ -33,46 +37,82 @@ class Instances:
     def __init__(self, *, shared: bool) -> None:
         self.shared = shared
         self.lock = threading.RLock()
-        self.runs: dict[str, dict[str, Stage]] = {}
+        self.runs: dict[str, dict[str, Any]] = {}
         self.built: dict[str, list[Any]] = {}
 
-    def ready(self, stage: Stage, run: str, code: str) -> Stage:
-        """Return a stage whose class tasks are built, which happens once for each run and code.
+    def ready(self, stage: Stage, run: str, code: str, values: Mapping[Address, Binding], store: Any) -> Stage:
+        """Return a stage whose class tasks are built, and whose steps have the values that they need.
+
+        That happens once for each run and code.
 
         Raises
         ------
         Broken
-            When a class can't be built, with the reason.
+            When a class can't be built, or a value not be opened, with the reason.
         """
-        if not any(is_built(step.task.function) for step in stage.steps):
+        if not any(step.arguments.args or step.arguments.kwargs or is_built(step.task.function) for step in stage.steps):
             return stage
         with self.lock:
-            mine = self.runs[run] = self.runs.pop(run, {})  # the latest one last
-            for old in [*self.runs][:-RUNS]:
-                self._forget(old)
+            mine = self._mine(run)
             if code not in mine:
-                mine[code] = replace(stage, steps=tuple(self._step(step, run) for step in stage.steps))
-            return mine[code]
+                mine[code] = replace(stage, steps=tuple(self._step(step, run, values, store) for step in stage.steps))
+            made: Stage = mine[code]
+            return made
+
+    def task(self, task: Task, run: str, code: str) -> Task:
+        """Return a task that is built, if it's a class; once for each run and code.
+
+        Raises
+        ------
+        Broken
+            When the class can't be built, with the reason.
+        """
+        if not is_built(task.function):
+            return task
+        with self.lock:
+            mine = self._mine(run)
+            if code not in mine:
+                mine[code] = self._built(task, run)
+            made: Task = mine[code]
+            return made
+
+    def _mine(self, run: str) -> dict[str, Any]:
+        mine = self.runs[run] = self.runs.pop(run, {})  # the latest one last
+        for old in [*self.runs][:-RUNS]:
+            self._forget(old)
+        return mine
 
     def close(self) -> None:
         """Close what was built, the latest first."""
         for run in [*self.runs][::-1]:
             self._forget(run)
 
-    def _step(self, step: Step, run: str) -> Step:
-        function = step.task.function
+    def _step(self, step: Step, run: str, values: Mapping[Address, Binding], store: Any) -> Step:
+        task = self._built(step.task, run)
+        if not (step.arguments.args or step.arguments.kwargs):
+            return replace(step, task=task)
+        try:
+            args, kwargs = filled(step.arguments, [values[address] for address in step.needs], store)
+        except Exception as error:
+            what = f"a value that it is given can't be opened: {type(error).__name__}: {error}"
+            raise Broken(task.name, CodeError(task.name, what)) from error
+        given = More(inner(task.function), args, kwargs)
+        return replace(step, task=replace(task, function=within(task.function, given)))
+
+    def _built(self, task: Task, run: str) -> Task:
+        function = task.function
         if not is_built(function):
-            return step
+            return task
         make = inner(function)
         try:
             made = _loop(make) if is_async(function) else make()
         except (Exception, SystemExit) as error:  # whatever its __init__ raises
             last = traceback.extract_tb(error.__traceback__)[-1]
             what = f"its object can't be built: {type(error).__name__}: {error} ({last.filename}:{last.lineno}, in {last.name})"
-            raise Broken(step.task.name, CodeError(step.task.name, what)) from error
+            raise Broken(task.name, CodeError(task.name, what)) from error
         self.built.setdefault(run, []).append(made)
         call = _in_turns(made) if self.shared and not is_async(function) else made
-        return replace(step, task=replace(step.task, function=within(function, call)))
+        return replace(task, function=within(function, call))
 
     def _forget(self, run: str) -> None:
         del self.runs[run]
@@ -84,12 +124,12 @@ class Instances:
                     _loop(close) if is_async(close) else close()
 
 
-def _in_turns(made: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def _in_turns(made: Callable[..., Any]) -> Callable[..., Any]:
     lock = threading.Lock()
 
-    def call(record: Any) -> Any:
+    def call(*args: Any, **kwargs: Any) -> Any:
         with lock:
-            return made(record)
+            return made(*args, **kwargs)
 
     return call
 

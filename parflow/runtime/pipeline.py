@@ -10,13 +10,14 @@ import pickle
 import reprlib
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from parflow.core.forms import Batched, is_async
 from parflow.core.plan import Output, Stage, Step
 from parflow.core.reducers import Reducer
+from parflow.core.segments import pack, take
 from parflow.errors import CodeError, RecordMemoryError, StoreError
 from parflow.model import (
     Cause,
@@ -99,7 +100,7 @@ def preview(record: Any) -> str:
     return text[: 2 * PREVIEW]
 
 
-def _trace(error: BaseException) -> str:
+def trace_of(error: BaseException) -> str:
     """Format a traceback without parflow's own frames at its top: the user's lines come first."""
     tb = error.__traceback__
     while tb is not None and tb.tb_frame.f_globals.get("__name__", "").startswith("parflow."):
@@ -128,7 +129,7 @@ class DeadLetters:
         """Set the record in hand aside; out of memory, give the whole piece up."""
         if isinstance(error, MemoryError):
             raise OutOfMemory from error
-        trace = _trace(error) if cause == "exception" and len(self.items) < TRACEBACKS else ""
+        trace = trace_of(error) if cause == "exception" and len(self.items) < TRACEBACKS else ""
         self.items.append(self.describe(step, error, cause, trace, record, at or self.in_hand()))
 
     def describe(self, step: int, error: BaseException, cause: Cause, trace: str, record: Any, at: Cursor) -> Failure:
@@ -187,7 +188,10 @@ class _Reduction:
         """Nothing is written before it is complete."""
 
     def close(self) -> tuple[Ref | None, SinkFile | None]:
-        return _keep(self.output.name, self.seal(), self.context), None
+        state = self.seal()
+        if self.output.kind == "group":
+            return keep_bytes(pack(self.output.body.split(state)), self.context), None
+        return keep(self.output.name, state, self.context), None
 
 
 class _Collection:
@@ -200,14 +204,14 @@ class _Collection:
         def push(record: Any) -> None:
             context.marker[STEP] = number
             try:
-                self.out.append(pickle.dumps(record, protocol=5))
+                self.out.append(pickled(record))
             except (Exception, SystemExit) as error:  # noqa: BLE001
                 fail(number, error, record)
 
         self.door = door(context.marker, push)
 
     def close(self) -> tuple[Ref | None, SinkFile | None]:
-        return _put(b"".join(self.out), self.context), None
+        return keep_bytes(b"".join(self.out), self.context), None
 
     def abort(self) -> None:
         """Nothing is written before it is complete."""
@@ -255,16 +259,34 @@ class _Writing:
         self.writer.abort()
 
 
-def _put(data: bytes, context: Context) -> Ref:
+def keep_bytes(data: bytes, context: Context) -> Ref:
+    """Keep a result, at hand or in the store."""
     return make_ref(data, lambda body: str(context.store.put(f"results/{context.attempt}.pkl", body)), context.inline_bytes)
 
 
-def _keep(step: str, value: Any, context: Context) -> Ref:
+def pickled(value: Any) -> bytes:
+    """Pickle a value; by value what belongs to a notebook or a script, which other processes can't import."""
     try:
-        data = pickle.dumps(value, protocol=5)
+        return pickle.dumps(value, protocol=5)
+    except Exception:  # noqa: BLE001 - whatever it was, the slower way may do
+        from parflow.runtime.code import dumps
+
+        return dumps(value)
+
+
+def keep(step: str, value: Any, context: Context) -> Ref:
+    """Keep a value, at hand or in the store.
+
+    Raises
+    ------
+    Broken
+        When it can't be pickled.
+    """
+    try:
+        data = pickled(value)
     except Exception as error:
         raise Broken(step, CodeError(step, f"its result can't be pickled: {error}")) from error
-    return _put(data, context)
+    return keep_bytes(data, context)
 
 
 # --- running -----------------------------------------------------------------------------------------------------------
@@ -281,7 +303,7 @@ def _compile(stage: Stage, context: Context, letters: DeadLetters, timeouts: Tim
     for index, output in enumerate(stage.outputs):
         number = 1 + len(stage.steps) + index
         own = context.named(index)
-        if output.kind == "reduce":
+        if output.kind in ("reduce", "group"):
             end: Any = _Reduction(output, number, own, letters.add)
         elif output.kind == "collect":
             end = _Collection(number, own, letters.add)
@@ -427,7 +449,7 @@ def run_piece(stage: Stage, job: ChunkJob, context: Context, timeouts: Timeouts)
         if not isinstance(error, OutOfMemory):
             raise
         cause: Cause = "input" if reading else "memory"
-        failure = letters.describe(step, RecordMemoryError(), cause, _trace(error.__cause__ or error), None, at)
+        failure = letters.describe(step, RecordMemoryError(), cause, trace_of(error.__cause__ or error), None, at)
         return Receipt("died", cursor=at, failure=failure, tally=Tally(seconds=time.perf_counter() - clock), started=started)
     letters.items.sort(key=lambda failure: failure.ordinal)  # late ones come out of order
     return Receipt(
@@ -435,7 +457,7 @@ def run_piece(stage: Stage, job: ChunkJob, context: Context, timeouts: Timeouts)
         cursor=end if early else None,
         results=tuple(results),
         files=tuple(files),
-        failures=_keep("failures", letters.items, context.named("failures")) if letters.items else None,
+        failures=keep("failures", letters.items, context.named("failures")) if letters.items else None,
         failure=letters.items[0] if letters.items else None,
         tally=Tally(
             end.ordinal - piece.first, len(letters.items), _bytes(source, chunk, piece.start, end), time.perf_counter() - clock
@@ -455,16 +477,38 @@ def run_merge(stage: Stage, job: MergeJob, context: Context) -> Receipt:
     """
     started, clock = time.time(), time.perf_counter()
     output = stage.outputs[job.output]
-    reducer = output.body
+    merge = _merge_buckets if output.kind == "group" else _merge
     try:
-        state = None
-        for number, ref in enumerate(job.inputs):
-            partial = pickle.loads(context.store.get_checked(ref))
-            state = partial if number == 0 else reducer.merge(state, partial)
-        if not job.inputs:
-            state = reducer.initial()
-        value = reducer.finish(state) if job.last else reducer.seal(state)
+        data = merge(output.body, job, context.store)
     except Exception as error:
         raise Broken(output.name, error) from error
-    result = _keep(output.name, value, context)
+    result = keep_bytes(data, context)
     return Receipt("done", results=(result,), tally=Tally(seconds=time.perf_counter() - clock), started=started)
+
+
+def _merge(reducer: Reducer, job: MergeJob, store: Any) -> bytes:
+    state = None
+    for number, ref in enumerate(job.inputs):
+        partial = pickle.loads(store.get_checked(ref))
+        state = partial if number == 0 else reducer.merge(state, partial)
+    if not job.inputs:
+        state = reducer.initial()
+    return pickled(reducer.finish(state) if job.last else reducer.seal(state))
+
+
+def _merge_buckets(reducer: Any, job: MergeJob, store: Any) -> bytes:
+    """Merge one bucket of a keyed reduction; the last merge gives its rows, one after the other."""
+    state = reducer.join(_segments(job, store, reducer.buckets))
+    if job.last:
+        return b"".join(map(pickled, reducer.rows(state)))
+    return pickled(reducer.seal(state))
+
+
+def _segments(job: MergeJob, store: Any, buckets: int) -> Iterator[bytes]:
+    for ref in job.inputs:
+        if job.level > 1:
+            yield store.get_checked(ref)
+        elif ref.inline is not None:
+            yield take(lambda start, stop, data=ref.inline: data[start:stop], job.bucket, buckets)  # type: ignore[misc]
+        else:
+            yield take(lambda start, stop, key=ref.key: store.get_range(key, start, stop), job.bucket, buckets)  # type: ignore[misc]

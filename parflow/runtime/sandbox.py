@@ -321,7 +321,7 @@ class Sandbox:
     def _isolated(self, batch: Batch, first: int, receipts: list[Receipt | None], began: float) -> int:
         """Give the jobs from ``first`` on to one child; returns the number of the job after the last that it answered."""
         job = batch.jobs[first]
-        child = self._take(batch.memory, fresh=isinstance(job, ChunkJob) and job.piece.alone)
+        child = self._take(batch.memory, fresh=job.alone)
         child.used = True
         child.marker[JOB], child.marker[STOP], child.marker[CALL] = 0, 0, 0
         self._watchable(batch, child.marker, child)

@@ -8,10 +8,24 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from parflow.core.bindings import Binding
 from parflow.core.history import StageState
 from parflow.core.plan import Stage
 from parflow.errors import CodeError
-from parflow.model import INLINE_BYTES, Job, MergeJob, Piece, Receipt, dump_json, from_json, load_json, to_json
+from parflow.model import (
+    INLINE_BYTES,
+    CallJob,
+    Job,
+    MergeJob,
+    Piece,
+    Receipt,
+    dump_json,
+    from_json,
+    load_json,
+    to_json,
+)
+from parflow.nodes import Task
+from parflow.runtime.calls import Given, run_call
 from parflow.runtime.instances import Instances
 from parflow.runtime.marker import JOB, STEP, STOP, Marker
 from parflow.runtime.pipeline import Broken, Context, describe, run_merge, run_piece
@@ -22,15 +36,16 @@ Isolation = Literal["process", "inline"]
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Some jobs of one stage. Holds no user object: the stage's code is opaque bytes in the store, named by ``code``.
+    """Some jobs of one stage, or calls of one task. Holds no user object: the code is opaque bytes in the store.
 
     ``labels`` and ``timeouts`` (seconds) are of the numbered steps; ``memory`` is in bytes; after ``slice`` seconds the job
-    in hand yields and the rest of the batch comes back untouched.
+    in hand yields and the rest of the batch comes back untouched. ``bindings`` are the values that the stage needs, in its
+    order; ``given`` what each call is made with.
     """
 
     run_id: str
     attempt: str
-    stage: int
+    unit: int
     jobs: tuple[Job, ...]
     store: str
     code: str
@@ -41,6 +56,8 @@ class Batch:
     isolation: Isolation = "process"
     preload: tuple[str, ...] = ()
     inline_bytes: int = INLINE_BYTES
+    bindings: tuple[Binding, ...] = ()
+    given: tuple[Given, ...] = ()
 
     @property
     def name(self) -> str:
@@ -50,14 +67,14 @@ class Batch:
 
 @dataclass(slots=True)
 class Opened:
-    """Stores and stages that a process has opened, so that each is opened once.
+    """Stores and code that a process has opened, so that each is opened once.
 
     ``shared`` says whether threads share it.
     """
 
     shared: bool = False
     stores: dict[str, Store] = field(default_factory=dict)
-    stages: dict[tuple[str, str], Stage] = field(default_factory=dict)
+    codes: dict[tuple[str, str], Any] = field(default_factory=dict)
     instances: Instances = field(init=False)
 
     def __post_init__(self) -> None:
@@ -69,8 +86,8 @@ class Opened:
             self.stores[url] = open_store(url)
         return self.stores[url]
 
-    def stage(self, batch: Batch) -> Stage:
-        """Open the user's code.
+    def code(self, batch: Batch) -> Any:
+        """Open the user's code: a stage or a task.
 
         Raises
         ------
@@ -78,26 +95,38 @@ class Opened:
             When it can't be loaded here, with the reason.
         """
         key = (batch.store, batch.code)
-        if key not in self.stages:
+        if key not in self.codes:
             data = self.store(batch.store).get(batch.code)
             try:
-                self.stages[key] = pickle.loads(data)
+                self.codes[key] = pickle.loads(data)
             except Exception as error:
                 name = type(error).__name__
                 hint = "Install the missing module on every worker, or define the function in the flow's own file."
                 wrong = CodeError("load", f"its code can't be loaded by the worker: {name}: {error}. {hint}")
                 raise Broken("load", wrong) from error
-        return self.stages[key]
+        return self.codes[key]
 
-    def ready(self, batch: Batch) -> Stage:
-        """Open the user's code, and build what its class tasks call.
+    def stage(self, batch: Batch) -> Stage:
+        """Open a stage's code, build what its class tasks call, and give its steps the values that they need.
 
         Raises
         ------
         Broken
             When it can't be loaded or built here, with the reason.
         """
-        return self.instances.ready(self.stage(batch), batch.run_id, batch.code)
+        stage: Stage = self.code(batch)
+        values = dict(zip(stage.needs, batch.bindings, strict=True))
+        return self.instances.ready(stage, batch.run_id, batch.code, values, self.store(batch.store))
+
+    def task(self, batch: Batch) -> Task:
+        """Open a task's code, and build it if it's a class.
+
+        Raises
+        ------
+        Broken
+            When it can't be loaded or built here, with the reason.
+        """
+        return self.instances.task(self.code(batch), batch.run_id, batch.code)
 
     def close(self) -> None:
         """Close what was built."""
@@ -116,9 +145,12 @@ def run_jobs(batch: Batch, first: int, opened: Opened, marker: Marker) -> Iterat
         try:
             job = batch.jobs[number]
             marker[STEP] = 0  # no step's timeout holds for what comes before its first record
-            stage = opened.stage(batch) if isinstance(job, MergeJob) else opened.ready(batch)
+            if isinstance(job, MergeJob):
+                code = opened.code(batch)
+            else:
+                code = opened.task(batch) if isinstance(job, CallJob) else opened.stage(batch)
             marker[JOB] = number + 1
-            receipt = _run_job(batch, job, stage, opened.store(batch.store), marker)
+            receipt = _run_job(batch, number, code, opened.store(batch.store), marker)
         except Broken as broken:
             receipt = Receipt("broken", failure=describe(broken.error, record="", step=broken.step, cause="exception"))
         except Exception as error:  # noqa: BLE001 - the store, the sink or parflow itself: never a record's fault
@@ -128,13 +160,17 @@ def run_jobs(batch: Batch, first: int, opened: Opened, marker: Marker) -> Iterat
             return
 
 
-def _run_job(batch: Batch, job: Job, stage: Stage, store: Store, marker: Marker) -> Receipt:
+def _run_job(batch: Batch, number: int, code: Any, store: Store, marker: Marker) -> Receipt:
+    job = batch.jobs[number]
     token = f"{batch.attempt}-{secrets.token_hex(3)}"  # Dask may run a batch of a lost worker again: names never collide
     if isinstance(job, MergeJob):
-        name = f"s{job.stage}-merge{job.output}-{job.level}-{job.index:06d}-{token}"
-        return run_merge(stage, job, Context(batch.run_id, name, store, marker, batch.inline_bytes))
+        name = f"s{job.stage}-merge{job.output}.{job.bucket}-{job.level}-{job.index:06d}-{token}"
+        return run_merge(code, job, Context(batch.run_id, name, store, marker, batch.inline_bytes))
+    if isinstance(job, CallJob):
+        context = Context(batch.run_id, f"call{job.call}-{token}", store, marker, batch.inline_bytes)
+        return run_call(code, batch.given[number], context)
     name = f"s{job.stage}-{job.piece.chunk:06d}-{job.piece.first:09d}-{token}"
-    receipt = run_piece(stage, job, Context(batch.run_id, name, store, marker, batch.inline_bytes), batch.timeouts)
+    receipt = run_piece(code, job, Context(batch.run_id, name, store, marker, batch.inline_bytes), batch.timeouts)
     if receipt.files or any(ref is not None and ref.key for ref in receipt.results):
         claim = {"stage": job.stage, "chunk": job.chunk.id, "piece": to_json(job.piece), "receipt": to_json(receipt)}
         store.put(f"done/{name}.json", dump_json(claim))

@@ -49,6 +49,10 @@ class Store(Protocol):
         """Return an object's bytes."""
         ...
 
+    def get_range(self, key: str, start: int, stop: int) -> bytes:
+        """Return bytes ``start`` to ``stop`` of an object, at least one; `StoreError` when it doesn't have them all."""
+        ...
+
     def exists(self, key: str) -> bool:
         """Tell whether there is such an object."""
         ...
@@ -149,6 +153,11 @@ class LocalStore(Store):
         with _translated(self.url, "read", key), open(self._path(key), "rb") as file:
             return file.read()
 
+    def get_range(self, key: str, start: int, stop: int) -> bytes:
+        with _translated(self.url, "read", key), open(self._path(key), "rb") as file:
+            file.seek(_checked_range(key, start, stop))
+            return _complete(file.read(stop - start), self.url, key, start, stop)
+
     def exists(self, key: str) -> bool:
         return os.path.isfile(self._path(key))
 
@@ -222,6 +231,11 @@ class FsspecStore(Store):
         with _translated(self.url, "read", key):
             return bytes(self._files.cat_file(self._path(key)))
 
+    def get_range(self, key: str, start: int, stop: int) -> bytes:
+        with _translated(self.url, "read", key):
+            data = self._files.cat_file(self._path(key), start=_checked_range(key, start, stop), end=stop)
+            return _complete(bytes(data), self.url, key, start, stop)
+
     def exists(self, key: str) -> bool:
         self._files.invalidate_cache()
         return bool(self._files.isfile(self._path(key)))
@@ -265,6 +279,21 @@ def _checked_key(key: str) -> str:
     if any(not segment or segment.startswith(".") for segment in key.split("/")) or "\\" in key or "\0" in key:
         raise StoreError(f"{key!r} is no key: write a relative path, such as 'run/stage/chunk', without segments like '..'")
     return key
+
+
+def _checked_range(key: str, start: int, stop: int) -> int:
+    if not 0 <= start < stop:  # also because some object stores answer an empty range with all of the object
+        raise StoreError(f"can't read bytes {start} to {stop} of {key!r}: a range starts at 0 or later and is not empty.")
+    return start
+
+
+def _complete(data: bytes, url: str, key: str, start: int, stop: int) -> bytes:
+    if len(data) != stop - start:
+        raise StoreError(
+            f"object {key!r} of the store {url!r} is shorter than what was written: of bytes {start} to {stop} it has "
+            f"{len(data)}. The storage cut it or something else wrote there; what made it has to run again."
+        )
+    return data
 
 
 def _walk(folder: str) -> Iterator[str]:

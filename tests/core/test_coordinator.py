@@ -8,12 +8,24 @@ from typing import TypeVar
 
 import pytest
 
-from parflow.core.coordinator import (
+from parflow.core.coordinator import Coordinator
+from parflow.core.history import (
+    BarrierOpened,
+    ChunksListed,
+    Entry,
+    Merged,
+    Owned,
+    PieceEnded,
+    Published,
+    RunEnded,
+    RunStarted,
+    fold,
+)
+from parflow.core.signals import (
     Append,
     BatchLost,
     BatchReturned,
     Broke,
-    Coordinator,
     Durable,
     Finish,
     Instruction,
@@ -25,19 +37,6 @@ from parflow.core.coordinator import (
     StopRequested,
     Submit,
     Yield,
-)
-from parflow.core.history import (
-    BarrierOpened,
-    ChunksListed,
-    Entry,
-    Merged,
-    Owned,
-    PieceEnded,
-    Published,
-    RunEnded,
-    RunStarted,
-    StageFacts,
-    fold,
 )
 from parflow.model import (
     Cause,
@@ -52,6 +51,7 @@ from parflow.model import (
     Receipt,
     Ref,
     Rejected,
+    StageFacts,
     Tally,
 )
 

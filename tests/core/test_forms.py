@@ -10,9 +10,10 @@ import pytest
 
 from parflow.core.fingerprint import fingerprint
 from parflow.core.forms import Batched, Concurrent, inner, is_async, is_built, within
-from parflow.core.plan import Plan, make_plan
+from parflow.core.plan import Plan
+from parflow.core.planner import make_plan
 from parflow.core.reducers import count
-from parflow.model import ReduceNode, SourceNode, StepNode, Task
+from parflow.nodes import ReduceNode, SourceNode, StepNode, Task
 from parflow.storage.sources.items import ItemsSource
 
 

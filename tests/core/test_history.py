@@ -18,13 +18,12 @@ from parflow.core.history import (
     RunEnded,
     RunStarted,
     RunState,
-    StageFacts,
     decode,
     encode,
     fold,
 )
 from parflow.errors import JournalError
-from parflow.model import Chunk, Cursor, Failure, Part, Piece, Receipt, Ref, Rejected, Tally
+from parflow.model import Chunk, Cursor, Failure, Part, Piece, Receipt, Ref, Rejected, StageFacts, Tally
 from parflow.runtime.simulator import ROUGH, random_world
 from parflow.runtime.simulator.simulation import Simulation
 

@@ -50,8 +50,8 @@ def things() -> dict[str, tuple[Any, Any]]:
     """One of each kind of collection, with its result."""
     return {
         "sum": (numbers().reduce(pf.sum()), 45),
-        "count": (pf.items("abc").reduce(pf.count()), 3),
-        "records": (pf.items("xyz", chunk_records=2).map(str.upper), ["X", "Y", "Z"]),
+        "count": (pf.items([*"abc"]).reduce(pf.count()), 3),
+        "records": (pf.items([*"xyz"], chunk_records=2).map(str.upper), ["X", "Y", "Z"]),
         "delayed": (dask.delayed(max)(7, 77), 77),
         "bag": (dask.bag.from_sequence([100, 200], npartitions=2), [100, 200]),
         "other bag": (dask.bag.from_sequence([1, 2], npartitions=1).map(str), ["1", "2"]),
@@ -117,13 +117,13 @@ def test_without_optimisation_results_are_the_same() -> None:
 
 
 def test_persisted_collections_are_dasks_own() -> None:
-    total, records = dask.persist(numbers().reduce(pf.sum()), pf.items("xyz", chunk_records=2))
+    total, records = dask.persist(numbers().reduce(pf.sum()), pf.items([*"xyz"], chunk_records=2))
     assert total.compute() == 45
     assert records.map(str.upper).compute(**Sync) == ["X", "Y", "Z"]
 
 
 def test_a_cluster_persists_collections(client: Client) -> None:
-    total, records = client.persist([numbers().reduce(pf.sum()), pf.items("xyz", chunk_records=2)])
+    total, records = client.persist([numbers().reduce(pf.sum()), pf.items([*"xyz"], chunk_records=2)])
     assert client.compute(total).result() == 45
     assert client.compute(records).result() == ["x", "y", "z"]
 
@@ -137,7 +137,7 @@ def test_nothing_is_a_collection_too() -> None:
 
 
 def test_optimised_collections_compute_the_same() -> None:
-    total, records = dask.optimize(numbers().reduce(pf.sum()), pf.items("xyz", chunk_records=2))
+    total, records = dask.optimize(numbers().reduce(pf.sum()), pf.items([*"xyz"], chunk_records=2))
     assert dask.compute(total, records, **Sync) == (45, ["x", "y", "z"])
 
 

@@ -18,9 +18,11 @@ from typing import Any
 import psutil
 import pytest
 
-from parflow.core.plan import Stage, make_plan
+from parflow.core.plan import Stage
+from parflow.core.planner import make_plan
 from parflow.core.reducers import concat
-from parflow.model import Chunk, ChunkJob, Piece, Receipt, ReduceNode, SourceNode, StepNode, Task
+from parflow.model import Chunk, ChunkJob, Piece, Receipt
+from parflow.nodes import ReduceNode, SourceNode, StepNode, Task
 from parflow.runtime.code import pack
 from parflow.runtime.sandbox import Sandbox
 from parflow.runtime.worker import Batch

@@ -9,7 +9,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from parflow.core import coordinator as core
-from parflow.core.coordinator import Coordinator, Instruction, Stimulus
+from parflow.core.coordinator import Coordinator
+from parflow.core.signals import (
+    Instruction,
+    Stimulus,
+)
 from parflow.model import Cursor, Piece, Receipt
 from parflow.runtime.simulator import (
     CALM,
@@ -157,12 +161,12 @@ def test_a_crash_condemned_without_a_trial_is_caught(
 def test_the_part_before_a_crash_that_is_forgotten_is_caught(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = core._around
+    whole = core.around
 
     def without_the_part_before(piece: Piece, at: Cursor, *, alone: bool) -> tuple[Piece, ...]:
         return tuple(part for part in whole(piece, at, alone=alone) if part.first >= at.ordinal)
 
-    monkeypatch.setattr(core, "_around", without_the_part_before)
+    monkeypatch.setattr(core, "around", without_the_part_before)
     assert "a piece's records end once or are in the rest once" in caught(capsys)
 
 

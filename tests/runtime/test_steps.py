@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 import parflow as pf
 from parflow.core.plan import Stage
 from parflow.errors import GraphError, ParflowError, RunError, UsageError
-from parflow.model import ChunkJob, Failure, Piece, Receipt, SourceNode
+from parflow.model import ChunkJob, Failure, Piece, Receipt
+from parflow.nodes import SourceNode
 from parflow.runtime.code import pack
 from parflow.runtime.graph import MemoryStore, unpickle_all
 from parflow.runtime.marker import ORDINAL, STOP, WORDS
@@ -769,7 +770,7 @@ def test_a_model_takes_batches() -> None:
         def __call__(self, batch: list[str]) -> list[tuple[int, str]]:
             return [*enumerate(batch, self.start)]
 
-    dataset = pf.items("abcd", chunk_records=4).map_batches(partial(Ranks, 10), 2)
+    dataset = pf.items([*"abcd"], chunk_records=4).map_batches(partial(Ranks, 10), 2)
     assert "map_batches Ranks [built once a child, records, 2 at a time]" in dataset.plan().explain()
     assert finished(dataset) == ([(10, "a"), (11, "b"), (10, "c"), (11, "d")], [])
 

@@ -37,7 +37,8 @@ from parflow.errors import (
     UnreadableInputError,
     UsageError,
 )
-from parflow.model import Chunk, Part, Rejected, Source
+from parflow.model import Chunk, Part, Rejected
+from parflow.nodes import Source
 from parflow.storage.sources import BadRecord, Document, FilesSource, ItemsSource, JSONLinesSource, LinesSource
 from parflow.storage.sources.base import FileSource
 from parflow.storage.store import LocalStore

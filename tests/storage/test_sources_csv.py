@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 
 from parflow.core.fingerprint import fingerprint
 from parflow.errors import NotCSVError, NotTextError, RecordTooLargeError, UnreadableInputError, UsageError
-from parflow.model import Chunk, Part, Source
+from parflow.model import Chunk, Part
+from parflow.nodes import Source
 from parflow.storage.sources import BadRecord, CSVSource
 
 BOM = b"\xef\xbb\xbf"

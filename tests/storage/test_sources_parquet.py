@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from parflow.core.fingerprint import fingerprint
 from parflow.core.partition import OPEN_COST
 from parflow.errors import InputChangedError, NotTextError, RecordError, UnreadableInputError, UsageError
-from parflow.model import Chunk, Part, Source
+from parflow.model import Chunk, Part
+from parflow.nodes import Source
 from parflow.storage.sources import ParquetSource
 
 

@@ -49,6 +49,36 @@ def test_what_was_put_is_got_back(store: Store) -> None:
     assert store.exists("run/0/chunk")
 
 
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.binary(min_size=1, max_size=40), ends=st.tuples(st.integers(0, 39), st.integers(1, 40)))
+def test_a_range_of_an_object_is_that_slice_of_its_bytes(store: Store, data: bytes, ends: tuple[int, int]) -> None:
+    start, stop = min(ends[0], len(data) - 1), min(ends[1], len(data))
+    store.put("run/0/chunk", data)
+    if start < stop:
+        assert store.get_range("run/0/chunk", start, stop) == data[start:stop]
+    assert store.get_range("run/0/chunk", 0, len(data)) == data
+
+
+def test_a_range_of_a_large_object_is_read_whole(store: Store) -> None:
+    data = bytes(range(256)) * 40_000
+    store.put("large", data)
+    assert store.get_range("large", 5, 9_999_999) == data[5:9_999_999]
+
+
+@pytest.mark.parametrize(("start", "stop", "has"), [(0, 7, 6), (4, 8, 2), (5, 1000, 1), (6, 7, 0), (100, 200, 0)])
+def test_a_range_past_the_end_is_refused_and_never_cut(store: Store, start: int, stop: int, has: int) -> None:
+    store.put("a", b"123456")
+    with pytest.raises(StoreError, match=rf"object 'a' of the store '{store.url}' is shorter.*{start} to {stop} it has {has}"):
+        store.get_range("a", start, stop)
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 0), (3, 3), (4, 2), (-1, 3), (-3, -1), (2, -1)])
+def test_a_range_that_is_empty_or_counts_from_the_end_is_refused(store: Store, start: int, stop: int) -> None:
+    store.put("a", b"123456")
+    with pytest.raises(StoreError, match=f"can't read bytes {start} to {stop} of 'a'"):
+        store.get_range("a", start, stop)
+
+
 def test_an_empty_object_is_an_object(store: Store) -> None:
     store.put("empty", b"")
     assert store.get("empty") == b""
@@ -65,7 +95,7 @@ def test_putting_again_replaces_the_object_as_a_whole(store: Store) -> None:
 
 def test_a_missing_object_is_named_together_with_its_store(store: Store) -> None:
     assert not store.exists("run/nothing")
-    for look in (store.get, store.size):
+    for look in (store.get, store.size, lambda key: store.get_range(key, 0, 1)):
         with pytest.raises(StoreError) as caught:
             look("run/nothing")
         assert "'run/nothing'" in str(caught.value)
@@ -97,7 +127,8 @@ def test_a_prefix_means_whole_segments(store: Store) -> None:
 
 @pytest.mark.parametrize("key", ["", "/", "/etc/passwd", "../x", "a/../b", "a//b", "a/", ".hidden", "a/.", "a\\b", "a\0b"])
 def test_a_key_stays_inside_the_store(store: Store, key: str) -> None:
-    for act in (store.get, store.exists, store.size, lambda key: store.put(key, b"x")):
+    acts = (store.get, store.exists, store.size, lambda key: store.put(key, b"x"), lambda key: store.get_range(key, 0, 1))
+    for act in acts:
         with pytest.raises(StoreError, match="is no key"):
             act(key)
 

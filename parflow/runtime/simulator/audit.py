@@ -6,22 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from parflow.core.coordinator import (
-    Append,
-    BatchLost,
-    BatchReturned,
-    Broke,
-    Coordinator,
-    Durable,
-    Finish,
-    Instruction,
-    Publish,
-    SlotsChanged,
-    Stimulus,
-    StopRequested,
-    Submit,
-    Yield,
-)
+from parflow.core.coordinator import Coordinator
 from parflow.core.history import (
     BarrierOpened,
     ChunksListed,
@@ -35,6 +20,21 @@ from parflow.core.history import (
     encode,
 )
 from parflow.core.policies import Tolerance
+from parflow.core.signals import (
+    Append,
+    BatchLost,
+    BatchReturned,
+    Broke,
+    Durable,
+    Finish,
+    Instruction,
+    Publish,
+    SlotsChanged,
+    Stimulus,
+    StopRequested,
+    Submit,
+    Yield,
+)
 from parflow.model import ChunkJob, Cursor, MergeJob, Piece, Receipt
 from parflow.runtime.simulator.world import CAUSES, VirtualRecord, World
 
@@ -125,7 +125,7 @@ class Audit:
                 self.tickets["stage", stage] = self.ticket
                 self.unsent.update({(stage, chunk.index): chunk.weight for chunk in entry.chunks})
             case Merged(stage, output, level, index):
-                must((output, level, index) not in self.state.stages[stage].merged, "a node is merged once", entry)
+                must((output, 0, level, index) not in self.state.stages[stage].merged, "a node is merged once", entry)
                 self.tickets["node", stage, output, level, index] = self.ticket
             case BarrierOpened(stage):
                 self._barrier(entry)
@@ -177,7 +177,7 @@ class Audit:
         self.flying.update(map(_identity, submit.jobs))
         must(max(self.flying.values()) == 1, "a job is in flight once", submit)
         for job in submit.jobs:
-            must(job.stage == submit.stage, "a batch is of one stage", submit)
+            must(job.stage == submit.unit, "a batch is of one stage", submit)
             if isinstance(job, MergeJob):
                 self._merge(job)
                 continue

@@ -10,12 +10,13 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
 
-from parflow.core.coordinator import (
+from parflow.core.coordinator import Coordinator
+from parflow.core.history import ChunksListed, Owned, Published, RunStarted, decode, encode, fold
+from parflow.core.signals import (
     Append,
     BatchLost,
     BatchReturned,
     Broke,
-    Coordinator,
     Durable,
     Instruction,
     List,
@@ -28,7 +29,6 @@ from parflow.core.coordinator import (
     Submit,
     Yield,
 )
-from parflow.core.history import ChunksListed, Owned, Published, RunStarted, StageFacts, decode, encode, fold
 from parflow.model import (
     Chunk,
     ChunkJob,
@@ -41,6 +41,7 @@ from parflow.model import (
     Ref,
     Rejected,
     SinkFile,
+    StageFacts,
     Tally,
     chunk_id,
     digest,

@@ -1,0 +1,83 @@
+"""A plan in words."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from parflow.core.plan import Call, Plan, Stage
+from parflow.model import Address
+
+MOST_CALLS = 20
+"""Calls that are told one by one; of more, only how many of each."""
+
+KEPT = {
+    "reduce": "partial results in the store, merged in input order",
+    "group": "partial results in the store, merged bucket by bucket",
+    "sink": "one file a chunk, published when the stage is complete",
+    "collect": "records in the store",
+}
+
+
+def explain(plan: Plan) -> str:
+    """Describe a plan: stages, fused steps, barriers, calls, and what is stored where."""
+    parts = [_count(len(plan.stages), "stage"), _count(len(plan.calls), "call")]
+    lines = [f"plan of {plan.name}: {', '.join(part for part in parts if not part.startswith('0 ')) or 'nothing'}"]
+    for number, stage in enumerate(plan.stages):
+        lines += _stage(plan, number, stage)
+    if len(plan.calls) > MOST_CALLS:
+        counts = Counter((call.facts.kind, call.name) for call in plan.calls)
+        lines += [f"{count:,} x {_calls(kind)} {name}" for (kind, name), count in counts.items()]
+    else:
+        lines += [_call(plan, number, call) for number, call in enumerate(plan.calls)]
+    return "\n".join(lines)
+
+
+def label(plan: Plan, address: Address) -> str:
+    """Name the result at an address."""
+    node, item = address
+    if node >= 0:
+        return f"{plan.stages[node].outputs[item].name} (stage {node})" if item >= 0 else f"the input of stage {node}"
+    call = plan.calls[~node]
+    return f"{call.name} (call {~node})" + (f"[{item}]" if call.facts.results > 1 else "")
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
+
+
+def _stage(plan: Plan, number: int, stage: Stage) -> Iterator[str]:
+    source = repr(stage.source)
+    if stage.base is not None:
+        source = f"the same chunks as stage {stage.base[0]}" if stage.base[1] < 0 else f"records of {label(plan, stage.base)}"
+    elif stage.value is not None:
+        source = f"each item of {label(plan, stage.value)}"
+    waits = f", after {', '.join(label(plan, need) for need in stage.needs)}" if stage.needs else ""
+    yield f"stage {number}: {source}{waits}"
+    for place, step in enumerate(stage.steps):
+        after = "" if step.parent == place - 1 else f" (after {stage.label(step.parent + 1)})"
+        yield f"  {step.kind} {step.task.name}{after}{step.manner}"
+    for output in stage.outputs:
+        yield f"  barrier: {output.kind} {output.name} (of {stage.label(output.parent + 1)}): {KEPT[output.kind]}"
+
+
+def _calls(kind: str) -> str:
+    return "" if kind == "call" else kind
+
+
+def _call(plan: Plan, number: int, call: Call) -> str:
+    facts = call.facts
+    given = f"({', '.join(label(plan, need) for need in facts.needs)})"
+    arms = ", ".join(label(plan, arm) for arm in facts.arms)
+    match facts.kind:
+        case "call":
+            what = f"{call.name}{given}"
+        case "choose":
+            what = f"{call.name}{given} runs one of: {arms}"
+        case "settle":
+            what = f"settle, when all have ended: {arms}"
+        case "race":
+            what = f"race, the first of: {arms}"
+        case _:
+            what = f"quorum, the first {facts.count} of: {arms}"
+    return f"call {number}: {what}"

@@ -1,0 +1,128 @@
+"""Make a call of a task on values."""
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from parflow.core.bindings import Binding
+from parflow.core.forms import is_async
+from parflow.core.plan import Plan
+from parflow.errors import RecordMemoryError
+from parflow.model import CallKind, Cause, Cursor, Failure, Receipt, Ref, Tally
+from parflow.nodes import Task
+from parflow.runtime.marker import CALL, CLOSING, STEP, put
+from parflow.runtime.pipeline import Context, describe, keep_bytes, pickled, preview, trace_of
+from parflow.runtime.program import grown
+from parflow.runtime.values import filled
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What a call is made with: its pickled `Arguments`, where the values are that it needs, and what it gives."""
+
+    arguments: Ref
+    bindings: tuple[Binding, ...]
+    kind: CallKind
+    results: int
+
+
+def run_call(task: Task, given: Given, context: Context) -> Receipt:
+    """Make one call, and keep what it gives.
+
+    Parameters
+    ----------
+    task : Task
+        What to call; built, if it's a class.
+    given : Given
+        With what.
+    context : Context
+        Store, names and marker; whoever watches the marker enforces the task's timeout.
+
+    Returns
+    -------
+    Receipt
+        ``done``: with results, a choice, a lazy graph that is to run in the call's place, or the failure. ``died``: out of
+        memory.
+    """
+    started, clock = time.time(), time.perf_counter()
+    marker = context.marker
+    put(marker, (0, 0, 0, 0))
+    made: dict[str, Any] = {}
+    args: Sequence[Any] = ()
+    try:
+        arguments = pickle.loads(context.store.get_checked(given.arguments))
+        args, kwargs = filled(arguments, given.bindings, context.store)
+        marker[CALL] += 1
+        marker[STEP] = 1
+        result = invoke(task, args, kwargs)
+        if given.kind == "choose":
+            made["choice"] = int(result)
+        else:
+            made.update(_kept(task.name, result, given.results, context))
+    except MemoryError as error:
+        failure = _failure(task, RecordMemoryError(), "memory", args, error)
+        return Receipt("died", Cursor(), failure=failure, tally=Tally(seconds=time.perf_counter() - clock), started=started)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - user code may raise anything
+        made = {"failure": _failure(task, error, "exception", args, error)}
+    return Receipt("done", tally=Tally(seconds=time.perf_counter() - clock), started=started, **made)
+
+
+def invoke(task: Task, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """Call a task's function, and wait for it if it's async."""
+    if not is_async(task.function):
+        return task.function(*args, **kwargs)
+    from parflow.runtime.flights import LOOP
+
+    return LOOP.complete(lambda: task.function(*args, **kwargs))
+
+
+def parts_of(name: str, result: Any, results: int) -> Iterable[Any]:
+    """Return the results of a call one by one."""
+    if results == 1:
+        return (result,)
+    gave = f"a {type(result).__qualname__}"
+    if isinstance(result, (tuple, list)):
+        if len(result) == results:
+            return result
+        gave = f"{len(result)}"
+    raise TypeError(f"task {name!r} has outputs={results}, so it returns a tuple of {results} results, not {gave}")
+
+
+def _kept(name: str, result: Any, results: int, context: Context) -> dict[str, Any]:
+    """Keep what a call returned: its results or, since nothing lazy can be pickled, the lazy graph among them."""
+    try:
+        parts = [pickled(part) for part in parts_of(name, result, results)]
+    except Exception:
+        plan = graph_in(result, results)
+        if plan is None:
+            raise
+        return {"growth": grown(context.store, plan)}
+    context.marker[STEP] = CLOSING
+    return {"results": tuple(keep_bytes(data, context.named(number)) for number, data in enumerate(parts))}
+
+
+def graph_in(result: Any, results: int) -> Plan | None:
+    """Return the plan of a lazy graph, if that's what a call returned, alone or in lists, tuples and dicts."""
+    lazy = _find(result)
+    if lazy is None:
+        return None
+    plan: Plan = lazy.__parflow_plan__(result, results)
+    return plan
+
+
+def _find(value: Any) -> Any:
+    if hasattr(type(value), "__parflow_plan__"):
+        return value
+    if isinstance(value, (tuple, list, dict)):
+        items = value.values() if isinstance(value, dict) else value
+        return next((found for item in items if (found := _find(item)) is not None), None)
+    return None
+
+
+def _failure(task: Task, error: BaseException, cause: Cause, args: Sequence[Any], where: BaseException) -> Failure:
+    shown = ", ".join(preview(item) for item in args[:5])
+    return describe(error, record="", step=task.name, cause=cause, traceback=trace_of(where), preview=shown[:400])

@@ -1,0 +1,82 @@
+"""A run's program: its plan, and where in the store each part's code is; it grows when a call returns a graph."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+from parflow.core.plan import Call, Plan, Stage
+from parflow.model import Growth, digest
+from parflow.nodes import Task
+
+
+def keep(store: Any, plan: Plan, shape: Any = None) -> str:
+    """Pickle a plan into the store, each stage and each task by itself as well; returns the key of the whole.
+
+    Raises
+    ------
+    CodeError
+        Naming the step, and what it uses, that can't travel.
+    """
+    from parflow.runtime.code import dumps, pack, pack_task
+
+    stages = tuple(_put(store, pack(stage)) for stage in plan.stages)
+    tasks = tuple(_put(store, pack_task(task)) for task in plan.tasks)
+    return _put(store, dumps((plan, stages, tasks, shape)))
+
+
+def _put(store: Any, data: bytes) -> str:
+    return str(store.put(f"code/{digest(data)}.pkl", data))
+
+
+def open_plan(store: Any, key: str) -> tuple[Plan, Any]:
+    """Return a plan that was kept, and the shape of its results."""
+    plan, _, _, shape = pickle.loads(store.get(key))
+    return plan, shape
+
+
+def grown(store: Any, plan: Plan) -> Growth:
+    """Keep a plan that a call returned, and say what is in it."""
+    return Growth(plan.facts(), plan.targets, keep(store, plan))
+
+
+class Program:
+    """What runs, numbered as the run's state numbers it.
+
+    Parameters
+    ----------
+    store : Store
+        Where the code is.
+    key : str
+        The plan's key.
+    plan : Plan, optional
+        The same plan at hand: it has what a pickle leaves out, such as the items of an iterable.
+    """
+
+    def __init__(self, store: Any, key: str, plan: Plan | None = None) -> None:
+        self.store = store
+        self.stages: list[Stage] = []
+        self.tasks: list[Task] = []
+        self.calls: list[Call] = []
+        self._stage_codes: list[str] = []
+        self._task_codes: list[str] = []
+        self.add(key, plan)
+
+    def add(self, key: str, plan: Plan | None = None) -> None:
+        """Go on with one more plan."""
+        kept, stages, tasks, _ = pickle.loads(self.store.get(key))
+        plan = plan or kept
+        self.stages += plan.stages
+        self._stage_codes += stages
+        self.tasks += plan.tasks
+        self._task_codes += tasks
+        self.calls += plan.calls
+
+    def code(self, unit: int) -> str:
+        """Return the key of a unit's code: a stage's, or (``~``) a task's."""
+        return self._stage_codes[unit] if unit >= 0 else self._task_codes[~unit]
+
+    @property
+    def preload(self) -> tuple[str, ...]:
+        """Modules that its stages need."""
+        return tuple(sorted({module for stage in self.stages for module in stage.preload}))
