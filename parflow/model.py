@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import operator
 import re
 import types
 import typing
@@ -35,9 +36,25 @@ INLINE_BYTES = 64 * 1024
 """A result up to this size stands in the receipt and the journal entry, a larger one in the store (bytes)."""
 
 
+C = TypeVar("C", bound=type)
+
+
+def quick(cls: C) -> C:
+    """Pickle a frozen value by its fields' values, in order: several times as fast as what a dataclass with slots does."""
+    names = [field.name for field in dataclasses.fields(cls)]
+    take = operator.attrgetter(*names) if len(names) > 1 else None
+
+    def reduce(self: Any) -> tuple[type, tuple[Any, ...]]:
+        return cls, take(self) if take is not None else (getattr(self, names[0]),)
+
+    cls.__reduce__ = reduce  # type: ignore[assignment, method-assign]
+    return cls
+
+
 # --- places in the input ---------------------------------------------------------------------------------------------
 
 
+@quick
 @dataclass(frozen=True, slots=True, order=True)
 class Cursor:
     """A place inside a chunk: before record number ``ordinal``, which begins at ``offset`` of part ``part``.
@@ -54,6 +71,7 @@ class Cursor:
 START = Cursor()
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Part:
     """One slice of one input: the records that begin in ``[start, stop)``.
@@ -71,6 +89,7 @@ class Part:
     data: bytes | None = None
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """A slice of a stage's input: what one job reads at the most.
@@ -97,6 +116,7 @@ class Rejected:
 # --- work and what comes back ----------------------------------------------------------------------------------------
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Ref:
     """Where a result is: bytes at hand (``inline``), or an object of the store (``key``). ``digest`` is of the bytes."""
@@ -107,6 +127,7 @@ class Ref:
     key: str | None = None
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Piece:
     """A contiguous part of a chunk that is still to be run.
@@ -127,6 +148,7 @@ class Piece:
         return self.start.ordinal + self.skip
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class ChunkJob:
     """Run a piece of a chunk through a stage's pipeline."""
@@ -146,6 +168,7 @@ class ChunkJob:
         return self.piece.alone
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class MergeJob:
     """Merge partial results, given in chunk order, of one reduction; ``last`` applies the reducer's ``finish``.
@@ -168,6 +191,7 @@ class MergeJob:
         return self.stage
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class CallJob:
     """Make a call of a task; an ``alone`` one was in hand when its child ended, and is made again in a fresh one."""
@@ -187,6 +211,7 @@ Job = ChunkJob | MergeJob | CallJob
 Cause = Literal["exception", "crash", "timeout", "memory", "input"]
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Failure:
     """A dead letter: one record that failed for good, and why.
@@ -208,6 +233,7 @@ class Failure:
     ordinal: int = -1
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """How a branch ended, as `settle` gives it: with a ``value``, or with a ``failure``.
@@ -227,6 +253,7 @@ class Outcome:
         return self.failure is None
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class SinkFile:
     """One file that a piece wrote for a sink, staged under ``path`` until its stage is complete."""
@@ -237,6 +264,7 @@ class SinkFile:
     size: int
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Tally:
     """Counts of a piece: records read, records that became dead letters, input bytes, and seconds of work."""
@@ -255,6 +283,7 @@ class Tally:
         )
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Receipt:
     """What a worker says of one job.
@@ -326,6 +355,7 @@ class TaskFacts:
 CallKind = Literal["call", "choose", "settle", "race", "quorum"]
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class CallFacts:
     """A call, or a decision over branches.

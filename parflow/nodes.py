@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from parflow.model import CallKind, Part
+from parflow.model import CallKind, Part, quick
 
 
 class Source(Protocol):
@@ -77,6 +77,7 @@ class Use:
     item: int = 0
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Slot:
     """Stands, among arguments, for the lazy result of that number."""
@@ -84,6 +85,7 @@ class Slot:
     number: int
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Arguments:
     """What a function is given beside records: any structure of values, with a `Slot` in the place of each lazy one.
@@ -195,6 +197,16 @@ def replace_in(value: Any, kinds: tuple[type, ...], put: Callable[[Any], Any]) -
         pairs = {key: replace_in(item, kinds, put) for key, item in value.items()}
         return pairs if any(pairs[key] is not value[key] for key in pairs) else value
     return value
+
+
+def is_plain(value: Any) -> bool:
+    """Tell whether a value is made of numbers, text, bytes, slots, and lists, tuples and dicts of them alone."""
+    kind = type(value)
+    if kind in _PLAIN or kind is Slot:
+        return True
+    if kind is list or kind is tuple:
+        return all(map(is_plain, value))
+    return kind is dict and all(map(is_plain, value)) and all(map(is_plain, value.values()))
 
 
 _PLAIN = {int, float, str, bytes, bool, type(None)}

@@ -21,7 +21,7 @@ from parflow.core.policies import Tolerance
 from parflow.errors import ParflowError, ResumeError, RunError, UsageError
 from parflow.model import Address, Failure, Ref, nbytes, seconds
 from parflow.runtime.executor import Executor, Options
-from parflow.runtime.program import Program, keep, open_plan
+from parflow.runtime.program import Program, fetch, keep, open_plan
 from parflow.runtime.session import SESSIONS
 from parflow.runtime.values import load, unpickle_all
 from parflow.storage.journal import Journal, RunRow, Writer, this_process
@@ -356,10 +356,10 @@ def start(
     journal = _open_home(where)
     url = f"{store.rstrip('/')}/{run_id}" if store else os.path.join(where, "runs", run_id)
     place = open_store(url)
-    key = keep(place, plan, shape)
-    program = Program(place, key, plan)
+    made = keep(place, plan, shape)
+    program = Program(made)
     facts = plan.facts()
-    started = RunStarted(flow, key, facts.stages, FAN_IN, _versions(), facts.tasks, facts.calls, plan.targets)
+    started = RunStarted(flow, made.key, facts.stages, FAN_IN, _versions(), facts.tasks, facts.calls, plan.targets)
     owned = Owned(1, f"{os.uname().nodename}:{os.getpid()}", max_failures, asdict(options))
     kept = {"store": place.url, "path": sys.path, **(note or {})}
     epoch = journal.begin(run_id, flow, time.time(), kept, this_process(), [encode(started), encode(owned)])
@@ -437,9 +437,9 @@ def resume(
             if plan is not None:
                 check_code(run_id, state.started, plan)
             check_inputs(run_id, state)
-        program = Program(place, state.started.plan, None if force else plan)
+        program = Program(fetch(place, state.started.plan, None if force else plan))
         for code in state.codes:
-            program.add(code)
+            program.add(fetch(place, code))
         options = Options(**state.owned.options)
         options = replace(
             options,

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from parflow.core.history import CallState, RunState, StageState
-from parflow.model import Address, Outcome, Ref
+from parflow.model import Address, Outcome, Ref, quick
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Binding:
     """Where a value is, and how it is made of what is there.

@@ -13,7 +13,7 @@ import re
 import types
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
-from typing import Any
+from typing import Any, cast
 
 from parflow.model import digest
 
@@ -83,7 +83,7 @@ def _thing(value: Any, seen: frozenset[int]) -> Any:
         )
         return ("class", f"{value.__module__}.{value.__qualname__}", bases, _canonical(own, seen))
     if dataclasses.is_dataclass(value):
-        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.compare}
+        fields = {name: getattr(value, name) for name in _compared(cast("Any", type(value)))}
         return (name, _canonical(fields, seen))
     wrapped = getattr(value, "__wrapped__", None)
     if isinstance(wrapped, types.FunctionType):
@@ -96,6 +96,11 @@ def _thing(value: Any, seen: frozenset[int]) -> Any:
         return (name, pickle.dumps(value, protocol=4))
     except Exception:  # noqa: BLE001 - whatever a stranger's pickling raises, the type's name remains
         return (name,)
+
+
+@functools.cache
+def _compared(kind: Any) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(kind) if field.compare)
 
 
 def _code_of(item: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from parflow.core.fingerprint import fingerprint
 from parflow.core.forms import Batched, Concurrent, is_async, is_built
-from parflow.model import Address, CallFacts, GraphFacts, StageFacts, TaskFacts
+from parflow.model import Address, CallFacts, GraphFacts, StageFacts, TaskFacts, quick
 from parflow.nodes import NO_ARGUMENTS, Arguments, Task
 
 BATCH_ENOUGH = 32
@@ -147,6 +147,7 @@ def _constants(arguments: Arguments) -> tuple[Any, ...]:
     return (arguments.args, arguments.kwargs) if arguments.args or arguments.kwargs else ()
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Call:
     """A call in a plan, or a decision over branches."""

@@ -12,14 +12,15 @@ from parflow.core.bindings import Binding
 from parflow.core.forms import is_async
 from parflow.core.plan import Plan
 from parflow.errors import RecordMemoryError
-from parflow.model import CallKind, Cause, Cursor, Failure, Receipt, Ref, Tally
-from parflow.nodes import Task
+from parflow.model import CallKind, Cause, Cursor, Failure, Receipt, Ref, Tally, quick
+from parflow.nodes import Arguments, Task, is_plain
 from parflow.runtime.marker import CALL, CLOSING, STEP, put
 from parflow.runtime.pipeline import Context, describe, keep_bytes, pickled, preview, trace_of
 from parflow.runtime.program import grown
 from parflow.runtime.values import filled
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Given:
     """What a call is made with: its pickled `Arguments`, where the values are that it needs, and what it gives."""
@@ -28,6 +29,15 @@ class Given:
     bindings: tuple[Binding, ...]
     kind: CallKind
     results: int
+
+
+def pack_arguments(arguments: Arguments) -> bytes:
+    """Pickle arguments for a call; plain data in the quick way, all else with the code that other processes lack."""
+    if is_plain(arguments.args) and is_plain(arguments.kwargs):
+        return pickle.dumps(arguments, protocol=5)
+    from parflow.runtime.code import dumps
+
+    return dumps(arguments)
 
 
 def run_call(task: Task, given: Given, context: Context) -> Receipt:

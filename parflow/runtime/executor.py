@@ -37,8 +37,8 @@ from parflow.core.signals import (
 )
 from parflow.errors import ClusterLostError, InputsChangedError, ParflowError
 from parflow.model import INLINE_BYTES, Address, CallJob, Chunk, ChunkJob, Job, Receipt, Rejected, digest, make_ref
-from parflow.runtime.calls import Given
-from parflow.runtime.program import Program
+from parflow.runtime.calls import Given, pack_arguments
+from parflow.runtime.program import Program, fetch
 from parflow.runtime.values import load
 from parflow.runtime.worker import Batch, Isolation, adoptable
 
@@ -184,7 +184,7 @@ class Executor:
             match instruction:
                 case Append(entry, _):
                     if isinstance(entry, Grown):
-                        self.program.add(entry.code)
+                        self.program.add(fetch(self.store, entry.code))
                     self.writer.append(*encode(entry))
                 case Submit():
                     self._submit(instruction)
@@ -292,10 +292,8 @@ class Executor:
         )
 
     def _given(self, call: int) -> Given:
-        from parflow.runtime.code import dumps
-
         facts = self.state.calls[call].facts
-        data = dumps(self.program.calls[call].arguments)
+        data = pack_arguments(self.program.calls[call].arguments)
         arguments = make_ref(data, lambda body: str(self.store.put(f"arguments/{digest(body)}.pkl", body)))
         return Given(arguments, self._bindings(facts.needs), facts.kind, facts.results)
 

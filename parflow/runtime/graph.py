@@ -111,6 +111,7 @@ def plain_merge(stage: Stage, output: int, level: int, bucket: int, last: bool, 
         result = run_merge(stage, job, _context("plain", "merge", MemoryStore())).results[0]
     except Broken as broken:
         raise broken.error from None
+    assert result is not None
     return pickle.loads(result.inline or b"") if last and stage.outputs[output].kind == "reduce" else result
 
 
@@ -121,7 +122,7 @@ def plain_kept(output: int, receipt: Receipt) -> Any:
 
 def plain_records(output: int, kept: Any) -> list[Any]:
     """Open the records that a chunk, or a bucket, kept."""
-    ref = kept.results[output] if isinstance(kept, Receipt) else kept
+    ref: Any = kept.results[output] if isinstance(kept, Receipt) else kept
     return list(unpickle_all(ref.inline))
 
 

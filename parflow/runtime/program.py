@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import dataclass
 from typing import Any
 
 from parflow.core.plan import Call, Plan, Stage
@@ -10,8 +11,18 @@ from parflow.model import Growth, digest
 from parflow.nodes import Task
 
 
-def keep(store: Any, plan: Plan, shape: Any = None) -> str:
-    """Pickle a plan into the store, each stage and each task by itself as well; returns the key of the whole.
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A plan in the store: its key, and those of the code of each stage and each task."""
+
+    key: str
+    plan: Plan
+    stages: tuple[str, ...]
+    tasks: tuple[str, ...]
+
+
+def keep(store: Any, plan: Plan, shape: Any = None) -> Kept:
+    """Pickle a plan into the store, each stage and each task by itself as well.
 
     Raises
     ------
@@ -22,7 +33,13 @@ def keep(store: Any, plan: Plan, shape: Any = None) -> str:
 
     stages = tuple(_put(store, pack(stage)) for stage in plan.stages)
     tasks = tuple(_put(store, pack_task(task)) for task in plan.tasks)
-    return _put(store, dumps((plan, stages, tasks, shape)))
+    return Kept(_put(store, dumps((plan, stages, tasks, shape))), plan, stages, tasks)
+
+
+def fetch(store: Any, key: str, plan: Plan | None = None) -> Kept:
+    """Open a plan that was kept; the same ``plan`` at hand has what a pickle leaves out, such as the items of an iterable."""
+    kept, stages, tasks, _ = pickle.loads(store.get(key))
+    return Kept(key, plan or kept, stages, tasks)
 
 
 def _put(store: Any, data: bytes) -> str:
@@ -37,7 +54,7 @@ def open_plan(store: Any, key: str) -> tuple[Plan, Any]:
 
 def grown(store: Any, plan: Plan) -> Growth:
     """Keep a plan that a call returned, and say what is in it."""
-    return Growth(plan.facts(), plan.targets, keep(store, plan))
+    return Growth(plan.facts(), plan.targets, keep(store, plan).key)
 
 
 class Program:
@@ -45,32 +62,25 @@ class Program:
 
     Parameters
     ----------
-    store : Store
-        Where the code is.
-    key : str
-        The plan's key.
-    plan : Plan, optional
-        The same plan at hand: it has what a pickle leaves out, such as the items of an iterable.
+    kept : Kept
+        The plan that a run begins with.
     """
 
-    def __init__(self, store: Any, key: str, plan: Plan | None = None) -> None:
-        self.store = store
+    def __init__(self, kept: Kept) -> None:
         self.stages: list[Stage] = []
         self.tasks: list[Task] = []
         self.calls: list[Call] = []
         self._stage_codes: list[str] = []
         self._task_codes: list[str] = []
-        self.add(key, plan)
+        self.add(kept)
 
-    def add(self, key: str, plan: Plan | None = None) -> None:
+    def add(self, kept: Kept) -> None:
         """Go on with one more plan."""
-        kept, stages, tasks, _ = pickle.loads(self.store.get(key))
-        plan = plan or kept
-        self.stages += plan.stages
-        self._stage_codes += stages
-        self.tasks += plan.tasks
-        self._task_codes += tasks
-        self.calls += plan.calls
+        self.stages += kept.plan.stages
+        self._stage_codes += kept.stages
+        self.tasks += kept.plan.tasks
+        self._task_codes += kept.tasks
+        self.calls += kept.plan.calls
 
     def code(self, unit: int) -> str:
         """Return the key of a unit's code: a stage's, or (``~``) a task's."""
