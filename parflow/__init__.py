@@ -28,7 +28,7 @@ from parflow.core.reducers import (
     top,
     var,
 )
-from parflow.errors import ParflowError
+from parflow.errors import Cancelled, ParflowError
 from parflow.model import Failure, Outcome
 from parflow.nodes import Task
 from parflow.storage.sources.documents import Document
@@ -77,6 +77,7 @@ __all__ = [
     "resume",
     # types
     "Bound",
+    "Cancelled",
     "Dataset",
     "Document",
     "Failure",

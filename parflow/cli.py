@@ -335,12 +335,13 @@ def show(name: str, home: str | None, as_json: bool, debug: bool) -> None:
     """
     with _errors(debug):
         from parflow.api.runs import open_run
-        from parflow.views.report import stage_numbers, summary
+        from parflow.views.report import call_numbers, stage_numbers, summary
 
         opened = open_run(name, home)
         if as_json:
             stages = [asdict(stage_numbers(stage)) for stage in opened.state.stages]
-            _say_json({"run_id": opened.run_id, "status": opened.status, "stages": stages})
+            calls = [asdict(numbers) for numbers in call_numbers(opened.state)]
+            _say_json({"run_id": opened.run_id, "status": opened.status, "stages": stages, "calls": calls})
         else:
             click.echo(summary(opened))
             click.echo(f"  report: {opened.report()}")

@@ -39,6 +39,8 @@
         |-- RecordTimeoutError     the record took longer than its task's timeout
         `-- RecordMemoryError      the record needed more than the child's memory
 
+`Cancelled` stands apart: like ``KeyboardInterrupt`` it's no error, and no ``except Exception`` stops it.
+
 The class docstring's first line says what happened; ``template`` says it with the particulars. Arguments are positional
 and are kept in ``args``, so every error survives pickling.
 """
@@ -281,3 +283,16 @@ class RecordMemoryError(RecordError):
     """A record needed more than the child's memory."""
 
     template = "needed more memory than its process may use (memory=)"
+
+
+class Cancelled(BaseException):
+    """Nobody waits for this call any more: raised within the call, so that it can clean up and leave.
+
+    Examples
+    --------
+    >>> def fetch(url, client):
+    ...     try:
+    ...         return client.get(url)
+    ...     finally:  # also when another branch of a race was faster
+    ...         client.close()
+    """

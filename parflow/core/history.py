@@ -304,6 +304,11 @@ class CallState:
     slot: str = ""
     started: float = 0.0
 
+    @property
+    def ended(self) -> bool:
+        """Whether it was made or decided, or has failed."""
+        return bool(self.results or self.grown) or self.choice is not None or self.decided is not None or bool(self.failure)
+
 
 @dataclass(slots=True)
 class RunState:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import pickle
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from parflow.core.bindings import Binding
 from parflow.core.forms import is_async
 from parflow.core.plan import Plan
 from parflow.errors import RecordMemoryError
-from parflow.model import CallKind, Cause, Cursor, Failure, Receipt, Ref, Tally, quick
+from parflow.model import CallKind, Cause, Chunk, Cursor, Failure, Receipt, Ref, Tally, quick
 from parflow.nodes import Arguments, Task, is_plain
 from parflow.runtime.marker import CALL, CLOSING, STEP, put
 from parflow.runtime.pipeline import Context, describe, keep_bytes, pickled, preview, trace_of
 from parflow.runtime.program import grown
 from parflow.runtime.values import filled
+from parflow.storage.sources.items import ItemsSource
 
 
 @quick
@@ -110,7 +111,7 @@ def _kept(name: str, result: Any, results: int, context: Context) -> dict[str, A
         plan = graph_in(result, results)
         if plan is None:
             raise
-        return {"growth": grown(context.store, plan)}
+        return {"growth": grown(context.store, _with_items(plan, context))}
     context.marker[STEP] = CLOSING
     return {"results": tuple(keep_bytes(data, context.named(number)) for number, data in enumerate(parts))}
 
@@ -122,6 +123,35 @@ def graph_in(result: Any, results: int) -> Plan | None:
         return None
     plan: Plan = lazy.__parflow_plan__(result, results)
     return plan
+
+
+@dataclass
+class KeptItems(ItemsSource):
+    """The items of an iterable that only the process of a call had at hand, kept in the store with the graph they belong to."""
+
+    kept: Ref | None = field(default=None, kw_only=True)
+
+    def check(self) -> None:
+        """Do nothing: the items were gone through when they were kept."""
+
+    def chunks(self, store: Any) -> Iterator[Chunk]:
+        """Fetch the items, and cut them into chunks."""
+        self.iterable = pickle.loads(store.get_checked(self.kept))
+        return super().chunks(store)
+
+
+def _with_items(plan: Plan, context: Context) -> Plan:
+    """Return a plan whose iterables travel: another process lists what is in them."""
+    from parflow.runtime.code import dumps
+
+    stages = []
+    for number, stage in enumerate(plan.stages):
+        source = stage.source
+        if isinstance(source, ItemsSource) and source.iterable is not None and stage.base is None:
+            kept = keep_bytes(dumps([*source.iterable]), context.named(f"items{number}"))
+            source = KeptItems(None, chunk_records=source.chunk_records, together=source.together, kept=kept)
+        stages.append(replace(stage, source=source))
+    return replace(plan, stages=tuple(stages))
 
 
 def _find(value: Any) -> Any:

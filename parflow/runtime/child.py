@@ -23,6 +23,7 @@ import struct
 import sys
 from typing import Any, NoReturn
 
+from parflow.errors import Cancelled
 from parflow.runtime.marker import WORDS
 
 HEADER = struct.Struct("<Q")
@@ -175,14 +176,23 @@ def _limit(memory: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (used + memory, used + memory))
 
 
+def _cancelled(*_: Any) -> NoReturn:
+    """Tell the user's code that nobody waits for it any more: what it opened is closed on the way out."""
+    raise Cancelled
+
+
 def _run(sock: socket.socket, marker: Any) -> NoReturn:
     from parflow.runtime.worker import Opened, run_jobs
 
     opened = Opened()
-    while (message := receive(sock)) is not None:
-        batch, first = pickle.loads(message)
-        for answer in run_jobs(batch, first, opened, marker):
-            send(sock, pickle.dumps(answer, protocol=5))
-        send(sock, pickle.dumps(None))
+    signal.signal(signal.SIGTERM, _cancelled)
+    try:
+        while (message := receive(sock)) is not None:
+            batch, first = pickle.loads(message)
+            for answer in run_jobs(batch, first, opened, marker):
+                send(sock, pickle.dumps(answer, protocol=5))
+            send(sock, pickle.dumps(None))
+    except Cancelled:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     opened.close()
     os._exit(0)

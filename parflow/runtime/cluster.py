@@ -82,6 +82,12 @@ def _kill(names: tuple[str, ...], dask_worker: Any) -> None:
         plugin.sandbox.kill(names)
 
 
+def _cancel(names: tuple[str, ...], dask_worker: Any) -> None:
+    plugin = dask_worker.plugins.get(PLUGIN)
+    if plugin is not None and plugin.sandbox is not None:
+        plugin.sandbox.cancel(names)
+
+
 def versions() -> dict[str, str]:
     """Return the versions that driver and workers must share."""
     from parflow import __version__
@@ -198,22 +204,22 @@ class Hands:
 
     def cancel(self, attempts: tuple[str, ...]) -> None:
         """End batches that nobody waits for: what has not begun won't, and children that work on them are told, then killed."""
-        self._forget({attempt: self.futures.pop(attempt) for attempt in attempts if attempt in self.futures})
+        self._forget({attempt: self.futures.pop(attempt) for attempt in attempts if attempt in self.futures}, gently=True)
 
     def abandon(self) -> None:
         """Forget everything in flight, and end what works on it."""
         flying, self.futures = self.futures, {}
-        self._forget(flying)
+        self._forget(flying, gently=False)
 
-    def _forget(self, flying: dict[str, tuple[str, Any]]) -> None:
+    def _forget(self, flying: dict[str, tuple[str, Any]], *, gently: bool) -> None:
         if not flying or self.client.status != "running":
             return
         names = tuple(name for name, _ in flying.values())
         if self.sandbox is not None:
-            self.sandbox.kill(names)
+            (self.sandbox.cancel if gently else self.sandbox.kill)(names)
         else:
             with contextlib.suppress(Exception):  # a cluster that is gone has nothing to end
-                self.client.run(_kill, names, on_error="ignore")
+                self.client.run(_cancel if gently else _kill, names, on_error="ignore")
         self.client.cancel([future for _, future in flying.values()], force=True)
 
     def close(self) -> None:

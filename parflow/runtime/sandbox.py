@@ -36,7 +36,7 @@ POLL, WATCHFUL_POLL = 0.25, 0.05
 LOG_BYTES = 4 << 20
 """What a child may print before the beginning is thrown away (bytes)."""
 LEAVE_SECONDS = 2.0
-"""What idle children may take, all together, to close what their class tasks opened."""
+"""What idle children may take, all together, to close what their class tasks opened; and a cancelled one to clean up."""
 
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "ARROW_NUM_THREADS")
 
@@ -259,12 +259,22 @@ class Sandbox:
 
     def kill(self, names: tuple[str, ...]) -> None:
         """End batches at once: the records in hand are lost with their children."""
+        self._signal(names, signal.SIGKILL)
+
+    def cancel(self, names: tuple[str, ...]) -> None:
+        """End batches that nobody waits for: their children are told (`Cancelled`), and killed if they don't leave soon."""
+        self._signal(names, signal.SIGTERM)
+        late = threading.Timer(LEAVE_SECONDS, self.kill, (names,))
+        late.daemon = True
+        late.start()
+
+    def _signal(self, names: tuple[str, ...], number: signal.Signals) -> None:
         self.stop(names)
-        with self.lock:
-            children = [self.working[name] for name in names if name in self.working]
-        for child in children:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(child.pid, signal.SIGKILL)
+        with self.lock:  # while it's held, a child that works on one of them goes to no other batch
+            for name in names:
+                if name in self.working:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(self.working[name].pid, number)
 
     def run(self, batch: Batch, slot: str) -> tuple[Receipt | None, ...]:
         """Run a batch to its end, its time slice, or until it is asked to stop.
@@ -295,7 +305,6 @@ class Sandbox:
                 receipts[number] = _unloadable(batch)
         with self.lock:
             self.markers.pop(batch.name, None)
-            self.working.pop(batch.name, None)
         return tuple(None if receipt is None else _placed(receipt, slot) for receipt in receipts)
 
     def _inline(self, batch: Batch, receipts: list[Receipt | None]) -> None:
@@ -331,6 +340,8 @@ class Sandbox:
             death = self._watch(child, batch, receipts, began)
         except (ConnectionError, BrokenPipeError):
             death = ("crash", RecordCrashedError("it closed its connection"))
+        with self.lock:
+            self.working.pop(batch.name, None)
         answered = max((n + 1 for n, receipt in enumerate(receipts) if receipt is not None), default=first)
         if death is not None:
             at = child.marker[JOB] - 1

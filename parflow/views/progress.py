@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from parflow.views.report import size
 
 if TYPE_CHECKING:
+    from rich.progress import TaskID
+
     from parflow.api.runs import Run
     from parflow.core.history import StageState
 
@@ -33,20 +35,31 @@ def show_progress(run: Run) -> None:
     since, told = time.monotonic(), 0
     before = [(stage.records, stage.tally.bytes, _done(stage)) for stage in run.state.stages]  # of a run that goes on
     with Progress(*columns, console=Console(stderr=True)) as bars:
-        tasks = [bars.add_task(stage.facts.name[:40], total=None, numbers="") for stage in run.state.stages]
+        shown: dict[int, TaskID] = {}  # a run may grow, and not all of its stages need run
+
+        def bar(number: int, name: str) -> TaskID:
+            if number not in shown:
+                shown[number] = bars.add_task(name[:40], total=None, numbers="")
+            return shown[number]
 
         def show(presses: int) -> None:
             nonlocal told
-            for task, stage, old in zip(tasks, run.state.stages, before, strict=True):
+            for number, stage in enumerate([*run.state.stages]):
+                if not (stage.closed or stage.chunks) and (stage.facts.needs or stage.facts.base is not None):
+                    continue
                 total = sum(state.chunk.weight for state in list(stage.chunks)) or None
                 done = _done(stage)
+                old = before[number] if number < len(before) else (0, 0, 0)
                 now = Pace(stage.records - old[0], stage.tally.bytes - old[1], done - old[2], time.monotonic() - since)
                 bars.update(
-                    task,
+                    bar(number, stage.facts.name),
                     total=total if stage.closed else None,
                     completed=done,
                     numbers=numbers(stage.records, stage.failed, now, (total or 0) - done),
                 )
+            if calls := [*run.state.calls]:
+                made = sum(call.ended for call in calls)
+                bars.update(bar(-1, "calls"), total=len(calls), completed=made, numbers=f"{made:,} of {len(calls):,}")
             if presses > told:
                 told = presses
                 bars.console.print(stopping(presses), style="yellow")

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from parflow.core.history import RunState, StageState
+from parflow.core.history import CallState, RunState, StageState
 from parflow.model import Failure, Receipt
 
 if TYPE_CHECKING:
@@ -60,6 +60,47 @@ def stage_numbers(stage: StageState) -> StageNumbers:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class CallNumbers:
+    """The calls of one task, or the decisions of one kind, in numbers; ``busy`` is seconds of work in all slots."""
+
+    name: str
+    calls: int
+    made: int
+    failed: int
+    cancelled: int
+    busy: float
+
+
+def call_numbers(state: RunState) -> list[CallNumbers]:
+    """Count the calls of each task, in the order in which the plan has them."""
+    groups: dict[str, list[CallState]] = {}
+    for call in state.calls:
+        name = state.tasks[call.facts.task].name if call.facts.task >= 0 else call.facts.kind
+        groups.setdefault(name, []).append(call)
+    return [
+        CallNumbers(
+            name,
+            len(calls),
+            sum(call.ended and call.failure is None for call in calls),
+            sum(call.failure is not None for call in calls),
+            sum(call.cancelled for call in calls),
+            sum(call.seconds for call in calls),
+        )
+        for name, calls in groups.items()
+    ]
+
+
+def _begun(stage: StageState) -> bool:
+    return stage.closed or bool(stage.chunks) or not (stage.facts.needs or stage.facts.base is not None)
+
+
+def _call_line(calls: CallNumbers) -> str:
+    more = f", {calls.failed:,} failed" if calls.failed else ""
+    more += f", {calls.cancelled:,} cancelled" if calls.cancelled else ""
+    return f"  {calls.name}: {calls.made:,} of {counted(calls.calls, 'call')}{more}, {calls.busy:.2f} s of work"
+
+
 def slowest(state: RunState, most: int = 10) -> list[tuple[str, Receipt]]:
     """Return the pieces that took longest, each with the name of its first input."""
     rows = [
@@ -100,7 +141,11 @@ def summary(run: Run) -> str:
     state, status = run.state, run.status
     tally = state.tally
     lines = [f"run {run.run_id}: {status}"]
-    for stage in map(stage_numbers, state.stages):
+    for begun in state.stages:
+        stage = stage_numbers(begun)
+        if not _begun(begun) or begun.cancelled:
+            lines.append(f"  {stage.name}: {'cancelled' if begun.cancelled else 'not run'}")
+            continue
         speed = f" in {stage.wall:.2f} s on {counted(stage.slots, 'slot')}, {stage.share:.0%} busy" if stage.wall else ""
         lines.append(f"  {stage.name}: {counted(stage.records, 'record')}, {size(stage.bytes)}{speed}")
         gate = "open" if stage.opened else "closed"
@@ -109,7 +154,8 @@ def summary(run: Run) -> str:
         if stage.encodings:
             used = ", ".join(f"{count:,} as {encoding}" for encoding, count in sorted(stage.encodings.items()))
             lines.append(f"    text not in the declared encoding: {used}")
-    if tally.failed:
+    lines += map(_call_line, call_numbers(state))
+    if tally.failed or any(call.failure is not None for call in state.calls):
         lines.append("  " + "\n  ".join(cause_lines(run.failures())))
     if status in ("failed", "stopped", "lost"):
         over = state.ended is not None and state.ended.error == "TooManyFailuresError"
@@ -196,9 +242,12 @@ def write_report(run: Run, path: str) -> str:
             ((where, r.tally.seconds, r.tally.records, r.tally.bytes, r.slot) for where, r in slowest(state)),
         ),
     ]
+    if state.calls:
+        rows = ((c.name, c.calls, c.made, c.failed, c.cancelled, c.busy) for c in call_numbers(state))
+        tables.append(_table("Calls", ("task", "calls", "made", "failed", "cancelled", "busy seconds"), rows))
     if failures:
-        rows = ((first.step, first.error, first.message, count) for first, count in causes(failures)[:100])
-        tables.append(_table("Causes of dead letters", ("step", "error", "message", "records"), rows))
+        causes_of = ((first.step, first.error, first.message, count) for first, count in causes(failures)[:100])
+        tables.append(_table("Causes of dead letters", ("step", "error", "message", "records"), causes_of))
         examples = ((f.record, f.step, f.cause, f"{f.error}: {f.message}", f.preview) for f in failures[:100])
         tables.append(_table("Dead letters (the first 100)", ("record", "step", "cause", "error", "preview"), examples))
     if state.started is not None:
