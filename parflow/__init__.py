@@ -3,8 +3,9 @@
 from parflow.api.branches import call, expand, quorum, race, settle, switch, when
 from parflow.api.datasets import Dataset
 from parflow.api.lazy import Value
-from parflow.api.runs import Records, Run, open_run, resume
+from parflow.api.runs import Missing, Records, Run, open_run
 from parflow.api.sources import from_dask, items, read_csv, read_files, read_jsonl, read_lines, read_parquet
+from parflow.api.starting import redrive, resume
 from parflow.api.tasks import Bound, Workflow, task, workflow
 from parflow.core.plan import Plan
 from parflow.core.reducers import (
@@ -74,6 +75,7 @@ __all__ = [
     "var",
     # look and go on
     "open_run",
+    "redrive",
     "resume",
     # types
     "Bound",
@@ -82,6 +84,7 @@ __all__ = [
     "Document",
     "Failure",
     "Histogram",
+    "Missing",
     "Outcome",
     "ParflowError",
     "Plan",

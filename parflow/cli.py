@@ -189,11 +189,27 @@ def resume(name: str, as_json: bool, debug: bool, progress: bool | None, **optio
     with _errors(debug):
         from parflow.api.flows import plan_again
         from parflow.api.runs import find_run, status_of
-        from parflow.api.runs import resume as go_on
+        from parflow.api.starting import resume as go_on
 
         row = find_run(name, options["home"])
         plan = None if options["force"] or status_of(row) == "succeeded" else plan_again(row.run_id, row.note)
         _follow(go_on(name, plan=plan, wait=False, **options), as_json=as_json, progress=progress)
+
+
+@main.command()
+@click.argument("name", default="last")
+@_running
+def redrive(name: str, as_json: bool, debug: bool, progress: bool | None, **options: Any) -> None:
+    """Merge what came too late for the deadline of a reduction of run NAME, and make again what rests on it.
+
+    \b
+    parflow redrive
+    parflow redrive report-261125
+    """
+    with _errors(debug):
+        from parflow.api.starting import redrive as go_on
+
+        _follow(go_on(name, wait=False, **options), as_json=as_json, progress=progress)
 
 
 def _follow(started: Run, *, as_json: bool, progress: bool | None) -> None:

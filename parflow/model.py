@@ -330,8 +330,13 @@ class StageFacts:
     base
         Where its chunks come from, when it's not its source: the list of another stage (``(s, -1)``), or what that one's
         pieces kept for an output, a chunk each.
+    expands
+        Whether its chunks are made of the first value that it needs.
     buckets
         Into how many buckets each output's partial results are split: 1, but for keyed reductions.
+    deadlines, enough
+        For each output: seconds after which its barrier opens over what is there (0: never), once that is this share of the
+        input.
     """
 
     name: str
@@ -342,6 +347,9 @@ class StageFacts:
     needs: tuple[Address, ...] = ()
     base: Address | None = None
     buckets: tuple[int, ...] = ()
+    deadlines: tuple[float, ...] = ()
+    enough: tuple[float, ...] = ()
+    expands: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,11 +141,13 @@ RecordsNode = SourceNode | StoredNode | StepNode
 
 @dataclass(frozen=True, eq=False)
 class ReduceNode:
-    """A barrier: one value made of all records of ``parent``."""
+    """A barrier: one value made of all records of ``parent``; or, past a ``deadline`` (seconds), of ``at_least`` this share."""
 
     reducer: Any
     parent: RecordsNode
     name: str
+    deadline: float = 0.0
+    at_least: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)

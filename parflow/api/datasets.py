@@ -12,6 +12,8 @@ from parflow.api.tasks import as_batches, as_task
 from parflow.core.forms import Batch
 from parflow.core.reducers import Reducer, check_reducer
 from parflow.core.reducers.grouped import First, Grouped, GroupKey
+from parflow.errors import UsageError
+from parflow.model import seconds
 from parflow.nodes import CollectNode, RecordsNode, ReduceNode, SinkNode, StepNode, StoredNode, Task, Use
 from parflow.storage.sinks import JSONLinesSink, ParquetSink
 
@@ -186,7 +188,14 @@ class Dataset(Lazy):
 
     # --- barriers --------------------------------------------------------------------------------------------------------
 
-    def reduce(self, reducer: Reducer, *, name: str | None = None) -> Value:
+    def reduce(
+        self,
+        reducer: Reducer,
+        *,
+        name: str | None = None,
+        deadline: float | str | None = None,
+        at_least: float = 0.0,
+    ) -> Value:
         """Make one value of all records: a barrier.
 
         Parameters
@@ -195,15 +204,25 @@ class Dataset(Lazy):
             One of `count`, `sum`, `mean`, `min`, `max`, `top`, `counter`, `concat`, or your own (`reducer`).
         name : str, optional
             The output's name; by default the reducer's.
+        deadline : float or str, optional
+            Seconds, or text such as ``"10m"``, after which the barrier opens over what is there, counted from the stage's begin
+            (and again from there when a run is resumed). `Run.missing` tells what was left out, and `redrive` merges it later.
+        at_least : float
+            The share of the input, by size, without which it doesn't open even then: from 0 to 1.
 
         Raises
         ------
         GraphError
             When ``reducer`` is none.
+        UsageError
+            When ``deadline`` or ``at_least`` makes no sense.
         """
+        if not 0 <= at_least <= 1 or (at_least and deadline is None):
+            raise UsageError(f"at_least={at_least!r} is the share of the input, from 0 to 1, that a deadline= may open over")
         checked = check_reducer(reducer)
         check_captured(checked, Lazy, checked.name, "reduce")
-        return Value(ReduceNode(checked, self._records, name or checked.name))
+        due = 0.0 if deadline is None else seconds(deadline)
+        return Value(ReduceNode(checked, self._records, name or checked.name, due, at_least))
 
     def reduce_by(
         self,

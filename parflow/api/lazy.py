@@ -39,7 +39,7 @@ class Lazy:
 
     def run(self, **options: Any) -> Run:
         """Run durably: journal, store, isolation. See `parflow.Workflow.run` for the options."""
-        from parflow.api.runs import start
+        from parflow.api.starting import start
 
         return start(self.plan(), shape=0, flow=self._label(), **options)
 

@@ -4,33 +4,25 @@ from __future__ import annotations
 
 import os
 import pickle
-import secrets
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import parflow.errors
-from parflow.api.changes import check_code, check_inputs
 from parflow.core.bindings import bind
-from parflow.core.history import STATUS_KINDS, Owned, RunStarted, RunState, decode, encode, fold
+from parflow.core.history import STATUS_KINDS, RunState, decode, fold
 from parflow.core.plan import Plan
-from parflow.core.policies import Tolerance
-from parflow.errors import ParflowError, ResumeError, RunError, UsageError
-from parflow.model import Address, Failure, Ref, nbytes, seconds
-from parflow.runtime.executor import Executor, Options
-from parflow.runtime.program import Program, fetch, keep, open_plan
-from parflow.runtime.session import SESSIONS
+from parflow.errors import ResumeError, RunError
+from parflow.model import Address, Failure, Ref
+from parflow.runtime.executor import Executor
+from parflow.runtime.program import open_plan
 from parflow.runtime.values import load, unpickle_all
-from parflow.storage.journal import Journal, RunRow, Writer, this_process
+from parflow.storage.journal import Journal, RunRow, Writer
 from parflow.storage.store import Store, open_store
 from parflow.storage.trust import private_folder
-
-if TYPE_CHECKING:
-    from parflow.runtime.cluster import Hands
-    from parflow.runtime.sandbox import Sandbox
 
 FAN_IN = 16
 INTERVAL = 0.2
@@ -42,7 +34,8 @@ def home_folder(home: str | os.PathLike[str] | None = None) -> str:
     return os.path.abspath(os.fspath(home or os.environ.get("PARFLOW_HOME") or ".parflow"))
 
 
-def _open_home(home: str) -> Journal:
+def open_home(home: str) -> Journal:
+    """Open a home's journal; a new home is private."""
     private_folder(home, parflow.errors.JournalError)
     ignore = os.path.join(home, ".gitignore")
     if not os.path.exists(ignore):
@@ -76,6 +69,15 @@ class Records(Sequence[Any]):
 
     def __repr__(self) -> str:
         return f"<records in {len(self._refs)} pieces>"
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """What a result leaves out: the name of the output, the share of the input that is in it, and the parts that are not."""
+
+    output: str
+    share: float
+    inputs: tuple[str, ...]
 
 
 class Run:
@@ -117,11 +119,11 @@ class Run:
 
     def _load(self) -> tuple[RunState, Store]:
         if self._loaded is None:
-            journal = _open_home(self.home)
+            journal = open_home(self.home)
             try:
                 row = journal.find(self.run_id, STATUS_KINDS)
                 state = fold(decode(entry.kind, entry.body) for entry in journal.read(row.run_id))
-                _find_code(row)
+                find_code(row)
                 self._loaded = state, open_store(row.note["store"])
             finally:
                 journal.close()
@@ -176,6 +178,18 @@ class Run:
 
         path = os.fspath(path) if path is not None else os.path.join(self.home, "runs", self.run_id, "report.html")
         return write_report(self, path)
+
+    def missing(self) -> list[Missing]:
+        """Return what results leave out: reductions whose barrier opened at their deadline, before all of the input was there.
+
+        `redrive` makes up for it.
+        """
+        found = []
+        for stage in self.state.stages:
+            for output, cut in stage.cuts.items():
+                inputs = tuple(map(stage.place_of, cut.late))
+                found.append(Missing(stage.facts.outputs[output], cut.share, inputs))
+        return found
 
     # --- steering ----------------------------------------------------------------------------------------------------
 
@@ -263,7 +277,7 @@ def status_of(row: RunRow) -> str:
     return "running" if row.lease is not None and row.lease.alive else "lost"
 
 
-def _find_code(row: RunRow) -> None:
+def find_code(row: RunRow) -> None:
     """Look for the run's code where its process looked, after this process's own places."""
     sys.path.extend(folder for folder in row.note.get("path", ()) if folder not in sys.path)
 
@@ -274,21 +288,22 @@ def load_plan(state: RunState, store: Store) -> tuple[Plan, Any]:
     return open_plan(store, state.started.plan)
 
 
-def _find(home: str, name: str) -> tuple[RunRow, Journal]:
-    journal = _open_home(home)
+def find(home: str, name: str) -> tuple[RunRow, Journal]:
+    """Return a run's row, and the journal that has it, which the caller closes."""
+    journal = open_home(home)
     return journal.find(name, STATUS_KINDS), journal
 
 
 def find_run(name: str = "last", home: str | os.PathLike[str] | None = None) -> RunRow:
     """Return a run's row in the journal."""
-    row, journal = _find(home_folder(home), name)
+    row, journal = find(home_folder(home), name)
     journal.close()
     return row
 
 
 def list_runs(home: str | os.PathLike[str] | None = None) -> list[RunRow]:
     """Return all runs of a home, newest first."""
-    journal = _open_home(home_folder(home))
+    journal = open_home(home_folder(home))
     try:
         return journal.runs(STATUS_KINDS)
     finally:
@@ -321,208 +336,15 @@ def open_run(name: str = "last", home: str | os.PathLike[str] | None = None) -> 
     return Run(find_run(name, home).run_id, home_folder(home))
 
 
-# --- starting ----------------------------------------------------------------------------------------------------------
-
-
-def start(
-    plan: Plan,
-    *,
-    shape: Any,
-    flow: str,
-    workers: int | None = None,
-    cluster: Any = "local",
-    max_failures: float = 0,
-    timeout: float | str | None = None,
-    memory: float | str | None = None,
-    isolation: Literal["process", "inline"] = "process",
-    slice: float | str = 30.0,  # noqa: A002 - the word of the docs
-    home: str | os.PathLike[str] | None = None,
-    store: str | None = None,
-    wait: bool = True,
-    progress: bool | None = None,
-    note: dict[str, Any] | None = None,
-) -> Run:
-    """Start a run. The options are documented at `parflow.Workflow.run`."""
-    Tolerance(max_failures)
-    options = _options(timeout, memory, isolation, slice)
-    workers = _workers(workers)
-    where = home_folder(home)
-    for stage in plan.stages:
-        stage.source.check()
-        for output in stage.outputs:
-            if output.kind == "sink":
-                output.body.check()
-    run_id = f"{_word(flow)}-{time.strftime('%y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-    journal = _open_home(where)
-    url = f"{store.rstrip('/')}/{run_id}" if store else os.path.join(where, "runs", run_id)
-    place = open_store(url)
-    made = keep(place, plan, shape)
-    program = Program(made)
-    facts = plan.facts()
-    started = RunStarted(flow, made.key, facts.stages, FAN_IN, _versions(), facts.tasks, facts.calls, plan.targets)
-    owned = Owned(1, f"{os.uname().nodename}:{os.getpid()}", max_failures, asdict(options))
-    kept = {"store": place.url, "path": sys.path, **(note or {})}
-    epoch = journal.begin(run_id, flow, time.time(), kept, this_process(), [encode(started), encode(owned)])
-    connect = _connector(cluster, workers, program, options)
-    run = Run(run_id, where, Executor(run_id, program, fold([started, owned]), place, connect, options))
-    return _go(run, journal, epoch, wait=wait, progress=progress)
-
-
-def resume(
-    name: str = "last",
-    *,
-    plan: Plan | None = None,
-    workers: int | None = None,
-    cluster: Any = "local",
-    max_failures: float | None = None,
-    timeout: float | str | None = None,
-    memory: float | str | None = None,
-    home: str | os.PathLike[str] | None = None,
-    force: bool = False,
-    wait: bool = True,
-    progress: bool | None = None,
-) -> Run:
-    """Go on with a run that was stopped, failed, or lost with its process.
-
-    Parameters
-    ----------
-    name : str
-        The run's name, a beginning of it, or "last".
-    plan : Plan, optional
-        The workflow as it is now, to see whether its code changed; by default what the run recorded is run.
-    workers, cluster, timeout, memory, wait, progress
-        As for `parflow.Workflow.run`; nothing of it changes the result.
-    max_failures : float, optional
-        A new tolerance; by default the run's own.
-    home : path-like, optional
-        Where the journal is.
-    force : bool
-        Go on with the recorded code although the workflow changed, and with changed inputs as dead letters.
-
-    Returns
-    -------
-    Run
-        The same run.
+def begun(journal: Journal, run_id: str) -> RunState:
+    """Fold a run's entries.
 
     Raises
     ------
-    RunOwnedError
-        When its process is alive.
-    CodeChangedError, InputsChangedError
-        When going on would mix two versions; see ``force``.
-
-    Examples
-    --------
-    >>> import parflow as pf, tempfile
-    >>> home = tempfile.mkdtemp()
-    >>> run = pf.items(["1", "2", "x"]).map(int).reduce(pf.sum()).run(home=home, isolation="inline")
-    >>> run.status
-    'failed'
-    >>> pf.resume(home=home, max_failures=1).result()
-    3
+    ResumeError
+        When it was lost before it began.
     """
-    where = home_folder(home)
-    row, journal = _find(where, name)
-    run_id = row.run_id
-    try:
-        if status_of(row) == "succeeded":
-            return Run(run_id, where)
-        epoch = journal.acquire(run_id, this_process(), time.time())
-        state = _begun(journal, run_id)
-        assert state.owned is not None
-        place = open_store(row.note["store"])
-        _find_code(row)
-        assert state.started is not None
-        if not force:
-            if plan is not None:
-                check_code(run_id, state.started, plan)
-            check_inputs(run_id, state)
-        program = Program(fetch(place, state.started.plan, None if force else plan))
-        for code in state.codes:
-            program.add(fetch(place, code))
-        options = Options(**state.owned.options)
-        options = replace(
-            options,
-            timeout=seconds(timeout) if timeout is not None else options.timeout,
-            memory=nbytes(memory) if memory is not None else options.memory,
-        )
-        limit = state.owned.max_failures if max_failures is None else max_failures
-        Tolerance(limit)
-        owned = Owned(epoch, f"{os.uname().nodename}:{os.getpid()}", limit, asdict(options))
-        journal.append(run_id, epoch, [encode(owned)], time.time())
-        state.apply(owned)
-    except BaseException:
-        journal.close()
-        raise
-    connect = _connector(cluster, _workers(workers), program, options)
-    run = Run(run_id, where, Executor(run_id, program, state, place, connect, options))
-    return _go(run, journal, epoch, wait=wait, progress=progress)
-
-
-def _begun(journal: Journal, run_id: str) -> RunState:
     state = fold(decode(entry.kind, entry.body) for entry in journal.read(run_id))
     if state.started is None or state.owned is None:
         raise ResumeError(f"run {run_id} was lost before it began, and nothing of it was done. Start it again.")
     return state
-
-
-def _go(run: Run, journal: Journal, epoch: int, *, wait: bool, progress: bool | None) -> Run:
-    run._launch(journal, epoch)  # noqa: SLF001 - the other half of starting
-    if wait:
-        if progress or (progress is None and sys.stderr.isatty()):
-            from parflow.views.progress import show_progress
-
-            show_progress(run)
-        else:
-            run.wait()
-    return run
-
-
-def _word(flow: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_" else "-" for c in flow).strip("-")[:40] or "run"
-
-
-def _workers(workers: int | None) -> int:
-    if workers is None:
-        return len(os.sched_getaffinity(0))
-    if workers < 1:
-        raise UsageError(f"workers is {workers}; at least one is needed")
-    return workers
-
-
-def _options(timeout: float | str | None, memory: float | str | None, isolation: Any, duration: float | str) -> Options:
-    if isolation not in ("process", "inline"):
-        raise UsageError(f"isolation is {isolation!r}; it is 'process' (children, the default) or 'inline' (none)")
-    return Options(
-        seconds(timeout) if timeout is not None else None,
-        nbytes(memory) if memory is not None else None,
-        seconds(duration),
-        isolation,
-    )
-
-
-def _connector(cluster: Any, workers: int, program: Program, options: Options) -> Callable[[], Hands]:
-    if cluster is None or cluster == "local":
-
-        def warm(sandbox: Sandbox) -> None:
-            if options.isolation == "process":
-                memory = program.stages[0].memory(options.memory) if program.stages else options.memory
-                sandbox.warm(workers, program.preload, memory)
-
-        return lambda: SESSIONS.hands(workers, warm)
-
-    def connect() -> Hands:
-        from parflow.runtime.cluster import connect as reach
-
-        return reach(cluster)
-
-    return connect
-
-
-def _versions() -> dict[str, str]:
-    from parflow import __version__
-
-    return {"parflow": __version__, "python": sys.version.split()[0]}
-
-
-__all__ = ["ParflowError", "Records", "Run", "list_runs", "open_run", "resume", "start"]

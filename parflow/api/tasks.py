@@ -318,7 +318,7 @@ class Bound:
 
     def run(self, **options: Any) -> Run:
         """Run durably; the options are those of `Workflow.run`."""
-        from parflow.api.runs import start
+        from parflow.api.starting import start
 
         return start(self.plan(), shape=self._shape, flow=self.name, **options)
 

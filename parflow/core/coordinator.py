@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from parflow.core.dataflow import Dataflow, Verdict
@@ -20,6 +20,7 @@ from parflow.core.history import (
     BarrierOpened,
     Called,
     ChunksListed,
+    Cut,
     Decided,
     Entry,
     Grown,
@@ -27,6 +28,7 @@ from parflow.core.history import (
     PieceEnded,
     RunEnded,
     RunState,
+    StageState,
 )
 from parflow.core.pieces import around, rest_of, without_part
 from parflow.core.policies import Batching, Tolerance
@@ -42,6 +44,8 @@ from parflow.core.signals import (
     List,
     Listed,
     Publish,
+    Rang,
+    Ring,
     SinkPublished,
     SlotsChanged,
     Stimulus,
@@ -63,6 +67,10 @@ from parflow.model import (
 
 MAX_LOSSES = 4
 """How often a job's worker may vanish, or the job come back untouched, before the run is ended (infrastructure's fault)."""
+
+REST = -1
+"""Rings, in an output's place, for what is left in flight of a stage when nobody waits for it any more."""
+GRACE_SECONDS = 1.0
 
 Reason = tuple[str, tuple[str | float, ...]]
 """The name of an error, and its arguments."""
@@ -118,6 +126,7 @@ class Coordinator:
         self._batching: dict[int, Batching] = {}
         self._begun: set[int] = set()
         self._publishing: set[Address] = set()
+        self._overdue: set[Address] = set()
         self._reasons: dict[int, tuple[Failure, Reason]] = {}
         self._attempts = 0
         self._adopted: dict[tuple[int, Piece], Receipt] = {}
@@ -141,6 +150,10 @@ class Coordinator:
         """Take one fact and return what to do about it, in order."""
         if self.finished:
             return []
+        self._take(stimulus)
+        return self._settle()
+
+    def _take(self, stimulus: Stimulus) -> None:
         match stimulus:
             case SlotsChanged(slots):
                 self.slots = slots
@@ -150,8 +163,7 @@ class Coordinator:
                 self._batch_back(attempt, receipts)
             case BatchLost(attempt, reason):
                 batch = self.inflight.pop(attempt, None)
-                for job in batch.jobs if batch else ():
-                    self._lose(job, reason)
+                self._lose_all(batch.jobs if batch else (), reason)
             case Durable(count):
                 self._durable = max(self._durable, count)
                 while self._settling and self._settling[0][0] <= self._durable:
@@ -160,13 +172,17 @@ class Coordinator:
                 if self.state.ended is None:  # otherwise the next coordinator asks for it again
                     self._append(entry)
                     self._then(partial(self._flow.provide, (entry.stage, entry.output)))
+            case Rang(stage, output):
+                self._overdue.add((stage, output))
+                self._look(stage)
+                if output == REST:
+                    self._end_rest(stage)
             case Broke(error, arguments):
                 self._end("failed", error, *arguments)
             case StopRequested(now):
                 self._end("stopped", "RunStoppedError", self.run_id)
                 if now:
                     self.inflight.clear()
-        return self._settle()
 
     # --- deciding ----------------------------------------------------------------------------------------------------
 
@@ -234,7 +250,12 @@ class Coordinator:
             return
         if not stage.closed:
             self._out.append(List(node, stage.listed))
-        for piece in tuple(stage.pending.values()):
+        for output, seconds in enumerate(stage.facts.deadlines):
+            if seconds and output not in stage.cuts and output not in stage.patient and not stage.opened:
+                self._out.append(Ring(node, output, seconds))
+        for output in stage.cuts:
+            self._trees.cut(node, output)
+        for piece in () if self._is_cut(stage) else tuple(stage.pending.values()):
             self._enqueue(node, piece, fresh=not stage.chunks[piece.chunk].receipts)
         self._look(node)
 
@@ -262,7 +283,10 @@ class Coordinator:
         if found is not None:
             self._chunk_back(number, piece, found)
             return
-        chunk = self.state.stages[number].chunks[piece.chunk].chunk
+        stage = self.state.stages[number]
+        if self._is_cut(stage):  # nobody waits for it any more
+            return
+        chunk = stage.chunks[piece.chunk].chunk
         self._push((int(fresh), -chunk.weight, number, piece.chunk, piece.first), self._job(number, piece))
 
     def _push(self, rank: tuple[int, int, int, int, int], job: Job) -> None:
@@ -318,6 +342,10 @@ class Coordinator:
                     self._call_back(job, receipt)
                 else:
                     self._chunk_back(job.stage, job.piece, receipt)
+
+    def _lose_all(self, jobs: Iterable[Job], reason: str) -> None:
+        for job in jobs:
+            self._lose(job, reason)
 
     def _lose(self, job: Job, reason: str) -> None:
         if job.node in self._flow.failed:
@@ -439,13 +467,16 @@ class Coordinator:
         self._queue = [entry for entry in self._queue if entry[-1].node not in gone]
         heapq.heapify(self._queue)
         hit = [submit for submit in self.inflight.values() if any(job.node in gone for job in submit.jobs)]
-        if hit:
-            self._out.append(Cancel(tuple(submit.attempt for submit in hit)))
-        for submit in hit:
+        self._cancel(hit)
+        for job in (job for submit in hit for job in submit.jobs):
+            if job.node not in gone:
+                self._requeue(job)
+
+    def _cancel(self, submits: Sequence[Submit]) -> None:
+        if submits:
+            self._out.append(Cancel(tuple(submit.attempt for submit in submits)))
+        for submit in submits:
             del self.inflight[submit.attempt]
-            for job in submit.jobs:
-                if job.node not in gone:
-                    self._requeue(job)
 
     def _fail(self, node: int, failure: Failure, reason: Reason) -> None:
         """Give a node up. Whoever needs it fails with it; a decision over branches judges it."""
@@ -469,6 +500,8 @@ class Coordinator:
                 self._then(partial(self._look, number))
             else:
                 self._refuse(number)
+        elif not stage.opened:
+            self._cut(number)
         elif self._is_open(number):
             self._provide_stage(number)
             self._trees.try_roots(number)
@@ -477,11 +510,46 @@ class Coordinator:
                     self._publishing.add((number, output))
                     self._out.append(Publish(number, output))
 
+    def _cut(self, number: int) -> None:
+        """Open the barriers whose deadline is over, if enough is there; once all are open nobody waits for the rest."""
+        stage = self.state.stages[number]
+        for output in range(len(stage.facts.deadlines)):
+            due = (number, output) in self._overdue and output not in stage.cuts and stage.closed and self._settled(number)
+            if due and stage.share >= stage.facts.enough[output]:
+                if not self.tolerance.accepts(stage.failed, stage.records):
+                    self._refuse(number)
+                    return
+                self._append(Cut(number, output, stage.share, tuple(stage.pending.values())))
+                self._then(partial(self._trees.cut, number, output))
+                if self._is_cut(stage):
+                    self._release(number)
+
+    @staticmethod
+    def _is_cut(stage: StageState) -> bool:
+        return len(stage.cuts) == len(stage.facts.kinds)
+
+    def _release(self, number: int) -> None:
+        """Let go of a stage's pieces: what is queued stays undone, what is in flight comes back at its next record."""
+        self._queue = [entry for entry in self._queue if entry[2] != number or isinstance(entry[-1], MergeJob)]
+        heapq.heapify(self._queue)
+        flying = tuple(submit.attempt for submit in self.inflight.values() if submit.unit == number)
+        if flying:
+            self._out += [Yield(flying), Ring(number, REST, GRACE_SECONDS)]
+
+    def _end_rest(self, number: int) -> None:
+        """End what has not come back of pieces that nobody waits for; merges among them are made again."""
+        late = [s for s in self.inflight.values() if s.unit == number and any(isinstance(job, ChunkJob) for job in s.jobs)]
+        self._cancel(late)
+        for job in (job for submit in late for job in submit.jobs if isinstance(job, MergeJob)):
+            self._requeue(job)
+
     def _provide_stage(self, number: int) -> None:
         """Say which of a stage's outputs are there, durably."""
         stage = self.state.stages[number]
         if stage.closed and self._settled(number):
             self._flow.provide((number, -1))
+        for output in stage.cuts:
+            self._provide_reduction(number, output)
         if not self._is_open(number):
             return
         for output, kind in enumerate(stage.facts.kinds):
@@ -492,7 +560,8 @@ class Coordinator:
 
     def _provide_reduction(self, number: int, output: int) -> None:
         stage = self.state.stages[number]
-        if self._is_open(number) and all(stage.root(output, bucket) for bucket in range(stage.buckets(output))):
+        there = output in stage.cuts or self._is_open(number)
+        if there and all(stage.root(output, bucket) for bucket in range(stage.buckets(output))):
             self._flow.provide((number, output))
 
     def _refuse(self, number: int) -> None:

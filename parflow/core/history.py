@@ -111,6 +111,23 @@ class BarrierOpened:
 
 
 @dataclass(frozen=True, slots=True)
+class Cut:
+    """The barrier of one output opened at its deadline, over a ``share`` of the input; ``late`` are the pieces left out."""
+
+    stage: int
+    output: int
+    share: float
+    late: tuple[Piece, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Redriven:
+    """What was late is to be made up for: these outputs, which were cut, and all that rests on them are made again."""
+
+    outputs: tuple[Address, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Published:
     """A sink's files stand under their final names."""
 
@@ -165,7 +182,19 @@ class RunEnded:
 
 
 Entry = (
-    RunStarted | Owned | ChunksListed | PieceEnded | Merged | BarrierOpened | Published | Called | Decided | Grown | RunEnded
+    RunStarted
+    | Owned
+    | ChunksListed
+    | PieceEnded
+    | Merged
+    | BarrierOpened
+    | Cut
+    | Published
+    | Called
+    | Decided
+    | Grown
+    | Redriven
+    | RunEnded
 )
 
 KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in get_args(Entry)}
@@ -190,6 +219,10 @@ def decode(kind: str, body: bytes) -> Entry:
         raise JournalError(f"the journal has an entry of kind {kind!r}, which this version doesn't know. Update parflow.")
     entry: Entry = from_json(KINDS[kind], load_json(body))
     return entry
+
+
+CUT = -1
+"""The bucket whose tree of merges has what was there at an output's deadline."""
 
 
 @dataclass(slots=True)
@@ -217,6 +250,10 @@ class StageState:
     encodings: dict[str, int] = field(default_factory=dict)
     merged: dict[tuple[int, int, int, int], Ref] = field(default_factory=dict)
     opened: bool = False
+    cuts: dict[int, Cut] = field(default_factory=dict)
+    leaves: dict[int, tuple[Ref, ...]] = field(default_factory=dict)
+    patient: set[int] = field(default_factory=set)  # outputs whose deadline no longer holds
+    redriven: bool = False
     cancelled: bool = False
     published: dict[int, dict[str, Any]] = field(default_factory=dict)
 
@@ -278,15 +315,29 @@ class StageState:
 
     def root(self, output: int, bucket: int = 0) -> Ref | None:
         """Return the value of a reduction, or a keyed one's rows in a bucket; None before the last merge."""
-        return self.merged.get((output, bucket, self.depth, 0))
+        bucket = CUT if output in self.cuts else bucket
+        return self.merged.get((output, bucket, self.depth(output, bucket), 0))
 
-    @property
-    def depth(self) -> int:
-        """The level of the root in the stage's trees of merges, once all chunks are listed."""
+    def depth(self, output: int, bucket: int = 0) -> int:
+        """Return the level of the root in a tree of merges, once all of its leaves are known."""
+        leaves = len(self.leaves[output]) if bucket == CUT else len(self.chunks)
         level = 1
-        while self.fan_in**level < len(self.chunks):
+        while self.fan_in**level < leaves:
             level += 1
         return level
+
+    def place_of(self, piece: Piece) -> str:
+        """Name a piece for a person: its input, and where in it the piece begins."""
+        parts = self.chunks[piece.chunk].chunk.parts
+        part = parts[min(piece.start.part, len(parts) - 1)] if parts else None
+        where = f"{part.path}" if part is not None else f"chunk {piece.chunk}"
+        return f"{where}, from record {piece.first}" if piece.first else where
+
+    @property
+    def share(self) -> float:
+        """Which part of the input, by weight, is done."""
+        whole = sum(state.chunk.weight for state in self.chunks)
+        return sum(state.chunk.weight for state in self.chunks if not state.pending) / whole if whole else 1.0
 
 
 @dataclass(slots=True)
@@ -341,6 +392,11 @@ class RunState:
                 self.stages[entry.stage].merged[entry.output, entry.bucket, entry.level, entry.index] = entry.result
             case BarrierOpened():
                 self.stages[entry.stage].opened = True
+            case Cut():
+                self.stages[entry.stage].cuts[entry.output] = entry
+                self.stages[entry.stage].leaves[entry.output] = self.stages[entry.stage].results(entry.output)
+            case Redriven():
+                self._redrive(entry)
             case Published():
                 self.stages[entry.stage].published[entry.output] = entry.manifest
             case Called() | Grown():
@@ -355,6 +411,20 @@ class RunState:
         self.stages += [StageState(facts, fan_in) for facts in graph.stages]
         self.tasks += graph.tasks
         self.calls += [CallState(facts) for facts in graph.calls]
+
+    def _redrive(self, entry: Redriven) -> None:
+        """Forget what was made of the outputs at their deadline, and all that rests on it."""
+        for number, output in entry.outputs:
+            stage = self.stages[number]
+            del stage.cuts[output], stage.leaves[output]
+            stage.patient.add(output)
+            stage.merged = {node: ref for node, ref in stage.merged.items() if node[:2] != (output, CUT)}
+        gone = {*entry.outputs}
+        for node in resting_on(self, gone):
+            if node < 0:
+                self.calls[~node] = CallState(self.calls[~node].facts)
+            else:
+                self.stages[node] = _anew(self.stages[node])
 
     def _call(self, call: CallState, entry: Called | Grown) -> None:
         call.seconds, call.slot, call.started, call.cancelled = entry.seconds, entry.slot, entry.started, False
@@ -406,6 +476,37 @@ class RunState:
         for stage in self.stages:
             total += Tally(stage.records, stage.failed, stage.tally.bytes, stage.tally.seconds)
         return total
+
+
+def _anew(stage: StageState) -> StageState:
+    """Return a stage of which nothing is done; what its own source listed stays listed."""
+    fresh = StageState(stage.facts, stage.fan_in, redriven=True)
+    if stage.facts.base is None and not stage.facts.expands:
+        fresh.listed, fresh.closed, fresh.rejected = stage.listed, stage.closed, stage.rejected
+        fresh.chunks = [ChunkState(state.chunk) for state in stage.chunks]
+        fresh.pending = {(index, 0): Piece(index) for index in range(len(stage.chunks))}
+    return fresh
+
+
+def resting_on(state: RunState, addresses: set[Address]) -> list[int]:
+    """Return the nodes that rest, in any number of steps, on one of some addresses."""
+    users: dict[Address, list[int]] = {}
+    for number, stage in enumerate(state.stages):
+        base = (stage.facts.base,) if stage.facts.base is not None else ()
+        for node, item in (*stage.facts.needs, *base):
+            users.setdefault((node, item if node >= 0 else 0), []).append(number)
+    for number, call in enumerate(state.calls):
+        for node, item in (*call.facts.needs, *call.facts.arms, *call.grown):
+            users.setdefault((node, item if node >= 0 else 0), []).append(~number)
+    found: dict[int, None] = {}
+    stack = [*addresses]
+    while stack:
+        for node in users.get(stack.pop(), ()):
+            if node not in found:
+                found[node] = None
+                outputs = range(-1, len(state.stages[node].facts.kinds)) if node >= 0 else range(1)
+                stack += [(node, output) for output in outputs]
+    return [*found]
 
 
 def fold(entries: Iterable[Entry]) -> RunState:

@@ -72,6 +72,8 @@ class Output:
     name: str
     body: Any
     parent: int
+    deadline: float = 0.0
+    at_least: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +122,7 @@ class Stage:
     def facts(self) -> StageFacts:
         """Return what the journal keeps of the stage."""
         buckets = tuple(output.body.buckets if output.kind == "group" else 1 for output in self.outputs)
+        deadlines = tuple(output.deadline for output in self.outputs)
         prints = [fingerprint(self.source)]
         prints += [
             fingerprint((step.kind, step.parent, step.task.version, step.task.function, *_constants(step.arguments)))
@@ -135,6 +138,9 @@ class Stage:
             self.needs,
             self.base,
             buckets if any(count > 1 for count in buckets) else (),
+            deadlines if any(deadlines) else (),
+            tuple(output.at_least for output in self.outputs) if any(deadlines) else (),
+            self.value is not None,
         )
 
 

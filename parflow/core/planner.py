@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from parflow.core.forms import Batched
 from parflow.core.plan import Call, Output, Plan, Stage, Step
@@ -274,8 +274,8 @@ def _widen(guards: dict[int, Guard], node: int, guard: Guard) -> None:
 
 def _output(node: OutputNode, parent: int) -> Output:
     if isinstance(node, ReduceNode):
-        kind = "group" if getattr(node.reducer, "buckets", 0) else "reduce"
-        return Output("group" if kind == "group" else "reduce", node.name, node.reducer, parent)
+        kind: Literal["reduce", "group"] = "group" if hasattr(node.reducer, "buckets") else "reduce"
+        return Output(kind, node.name, node.reducer, parent, node.deadline, node.at_least)
     if isinstance(node, SinkNode):
         return Output("sink", node.name, node.sink, parent)
     assert isinstance(node, CollectNode)

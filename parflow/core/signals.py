@@ -55,6 +55,14 @@ class SinkPublished:
 
 
 @dataclass(frozen=True, slots=True)
+class Rang:
+    """A deadline that was asked for is over."""
+
+    stage: int
+    output: int
+
+
+@dataclass(frozen=True, slots=True)
 class Broke:
     """Something outside a record's reach failed for good: listing, publishing, the cluster."""
 
@@ -69,7 +77,7 @@ class StopRequested:
     now: bool = False
 
 
-Stimulus = SlotsChanged | Listed | BatchReturned | BatchLost | Durable | SinkPublished | Broke | StopRequested
+Stimulus = SlotsChanged | Listed | BatchReturned | BatchLost | Durable | SinkPublished | Rang | Broke | StopRequested
 
 
 # --- instructions: what the coordinator asks for ---------------------------------------------------------------------
@@ -81,6 +89,15 @@ class List:
 
     stage: int
     skip: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ring:
+    """Say so when so many seconds are over: the deadline of an output."""
+
+    stage: int
+    output: int
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,4 +149,4 @@ class Finish:
     ended: RunEnded
 
 
-Instruction = List | Append | Submit | Yield | Cancel | Publish | Finish
+Instruction = List | Ring | Append | Submit | Yield | Cancel | Publish | Finish

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from parflow.core.history import RunState, StageState
+from parflow.core.history import CUT, RunState, StageState
 from parflow.model import MergeJob
 
 REDUCTIONS = ("reduce", "group")
@@ -67,7 +67,7 @@ class Trees:
         """Look at what a longer list may have released: each level's first node, now sure not to be the root, and its last."""
         stage = self.state.stages[number]
         for output, bucket in _reductions(stage):
-            for level in range(1, stage.depth + 1):
+            for level in range(1, stage.depth(output) + 1):
                 last = max(0, len(stage.chunks) - 1) // stage.fan_in**level
                 for index in (0, last):
                     self._try((number, output, bucket, level, index))
@@ -76,7 +76,13 @@ class Trees:
         """Ask for the last merges of a stage whose barrier is open."""
         stage = self.state.stages[number]
         for output, bucket in _reductions(stage):
-            self._try((number, output, bucket, stage.depth, 0))
+            self._try((number, output, bucket, stage.depth(output), 0))
+
+    def cut(self, number: int, output: int) -> None:
+        """Ask for the merges of what was there at an output's deadline."""
+        stage = self.state.stages[number]
+        for index in range(max(1, -(-len(stage.leaves[output]) // stage.fan_in))):
+            self._ask((number, output, CUT, 1, index))
 
     def _ready_under(self, node: Node) -> None:
         self._ready[node] = self._ready.get(node, 0) + 1
@@ -87,22 +93,38 @@ class Trees:
         number, output, bucket, level, index = node
         stage = self.state.stages[number]
         fan_in = stage.fan_in
+        if bucket == CUT:
+            wanted = min(fan_in, -(-len(stage.leaves[output]) // fan_in ** (level - 1)) - index * fan_in)
+            if level <= stage.depth(output, CUT) and self._ready.get(node, 0) >= wanted:
+                self._ask(node)
+            return
         nodes = -(-len(stage.chunks) // fan_in ** (level - 1))
         wanted = min(fan_in, nodes - index * fan_in)
-        top = stage.depth if stage.closed else level + 1
+        top = stage.depth(output) if stage.closed else level + 1
         sure = stage.closed or len(stage.chunks) > fan_in**level
         whole = wanted == fan_in or stage.closed
         if level > top or node in self._asked or not (sure and whole) or self._ready.get(node, 0) < wanted:
             return
-        if level == top and not self.opened(number):
+        if level == top and (output in stage.cuts or not self.opened(number)):
+            return
+        self._ask(node)
+
+    def _ask(self, node: Node) -> None:
+        number, output, bucket, level, index = node
+        if node in self._asked:
             return
         self._asked.add(node)
-        first = index * fan_in
-        if level == 1:
-            inputs = stage.results(output, range(first, first + wanted))
+        stage = self.state.stages[number]
+        first, stop = index * stage.fan_in, (index + 1) * stage.fan_in
+        if level > 1:
+            below = ((output, bucket, level - 1, place) for place in range(first, stop))
+            inputs = tuple(stage.merged[place] for place in below if place in stage.merged)
+        elif bucket == CUT:
+            inputs = stage.leaves[output][first:stop]
         else:
-            inputs = tuple(stage.merged[output, bucket, level - 1, first + k] for k in range(wanted))
-        self.ask(MergeJob(number, output, level, index, inputs, level == top, bucket))
+            inputs = stage.results(output, range(first, min(stop, len(stage.chunks))))
+        last = level == stage.depth(output, bucket) and (bucket == CUT or stage.closed)
+        self.ask(MergeJob(number, output, level, index, inputs, last, bucket))
 
 
 def _reductions(stage: StageState) -> list[tuple[int, int]]:

@@ -154,12 +154,13 @@ def _with_items(plan: Plan, context: Context) -> Plan:
     return replace(plan, stages=tuple(stages))
 
 
-def _find(value: Any) -> Any:
+def _find(value: Any, above: tuple[int, ...] = ()) -> Any:
     if hasattr(type(value), "__parflow_plan__"):
         return value
-    if isinstance(value, (tuple, list, dict)):
+    if isinstance(value, (tuple, list, dict)) and id(value) not in above:
         items = value.values() if isinstance(value, dict) else value
-        return next((found for item in items if (found := _find(item)) is not None), None)
+        above = (*above, id(value))
+        return next((found for item in items if (found := _find(item, above)) is not None), None)
     return None
 
 

@@ -28,6 +28,8 @@ from parflow.core.signals import (
     List,
     Listed,
     Publish,
+    Rang,
+    Ring,
     SinkPublished,
     SlotsChanged,
     Stimulus,
@@ -190,8 +192,13 @@ class Executor:
                     self._submit(instruction)
                 case List(stage, skip):
                     self._spawn("list", self._list, stage, skip)
+                case Ring(stage, output, seconds):
+                    bell = threading.Timer(seconds, self.inbox.put, (Rang(stage, output),))
+                    bell.daemon = True
+                    bell.start()
                 case Yield(attempts):
-                    self._stopping.set()
+                    if self.coordinator.ending is not None:
+                        self._stopping.set()
                     if self.hands is not None:
                         self._spawn("stop", self.hands.stop, attempts)
                 case Cancel(attempts):
@@ -347,7 +354,11 @@ class Executor:
 
     def _publish(self, number: int, output: int) -> None:
         files = self.state.stages[number].files(output)
-        manifest = self.program.stages[number].outputs[output].body.publish(self.run_id, files)
+        manifest = (
+            self.program.stages[number]
+            .outputs[output]
+            .body.publish(self.run_id, files, again=self.state.stages[number].redriven)
+        )
         self.inbox.put(SinkPublished(Published(number, output, manifest)))
 
 

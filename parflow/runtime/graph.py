@@ -10,7 +10,7 @@ from __future__ import annotations
 import operator
 import pickle
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -135,20 +135,36 @@ def plain_publish(stage: Stage, output: int, run_id: str, receipts: list[Receipt
 # --- calls and decisions -------------------------------------------------------------------------------------------------
 
 
-def plain_call(task: Task, arguments: Arguments, results: int, run_id: str, values: list[Any]) -> Any:
+def plain_call(task: Task, arguments: Arguments, results: int, run_id: str, values: Sequence[Any]) -> Any:
     """Make a call in this thread; a lazy graph that it returns is computed in its place."""
-    try:
-        built = INSTANCES.task(task, run_id, f"{run_id}/{task.name}")
-    except Broken as broken:
-        raise broken.error from None
-    args, kwargs = arguments.filled(values)
-    made = invoke(built, args, kwargs)
-    plan = graph_in(made, results)
-    if plan is None:
-        return tuple(parts_of(task.name, made, results)) if results > 1 else made
-    graph, key = whole_graph(plan)
-    got = get_sync_of(graph, key)
-    return tuple(got) if results > 1 else got[0]
+    while True:
+        try:
+            built = INSTANCES.task(task, run_id, f"{run_id}/{task.name}")
+        except Broken as broken:
+            raise broken.error from None
+        args, kwargs = arguments.filled(values)
+        made = invoke(built, args, kwargs)
+        plan = graph_in(made, results)
+        if plan is None:
+            return tuple(parts_of(task.name, made, results)) if results > 1 else made
+        last = _last_call(plan)
+        if last is None or results > 1:
+            graph, key = whole_graph(plan)
+            got = get_sync_of(graph, key)
+            return tuple(got) if results > 1 else got[0]
+        builder = _Builder(plan, {})  # a loop's next turn: made here, since one within the other they would go too deep
+        task, arguments = plan.tasks[plan.calls[last].facts.task], plan.calls[last].arguments
+        needs = builder.needs(last)
+        run_id, values = builder.call_name(last, needs), get_sync_of(builder.finish(), needs)
+
+
+def _last_call(plan: Plan) -> int | None:
+    """Return the number of the call that is all that a plan is for, if that's a call of one result."""
+    (node, _), *more = plan.targets
+    if more or node >= 0:
+        return None
+    facts = plan.calls[~node].facts
+    return ~node if facts.kind == "call" and facts.results == 1 else None
 
 
 Arm = tuple[dict[Any, Any], Any]
@@ -237,10 +253,11 @@ def plain_graph(plan: Plan, target: int) -> tuple[dict[Any, Any], list[Any]]:
 class _Builder:
     """Builds keys for what is asked of it, each once.
 
-    ``outer`` has the keys that are computed elsewhere: a branch takes their values from there.
+    ``outer`` has the keys that are computed elsewhere: a branch takes their values from there. ``named`` says how many calls
+    have which name there.
     """
 
-    def __init__(self, plan: Plan, outer: dict[Address, Any]) -> None:
+    def __init__(self, plan: Plan, outer: dict[Address, Any], named: Mapping[str, int] | None = None) -> None:
         self.plan = plan
         self.graph: dict[Any, Any] = {}
         self.outer = outer
@@ -248,6 +265,8 @@ class _Builder:
         self.values: dict[Address, Any] = {}
         self.chunks: dict[int, list[Any]] = {}
         self.names: dict[int, str] = {}
+        self.calls: dict[int, Any] = {}
+        self.named: dict[str, int] = dict(named or {})
         self.listings: dict[int, tuple[list[Chunk], MemoryStore]] = {}
         self.undecided: list[tuple[Any, int, list[Any]]] = []
 
@@ -402,19 +421,30 @@ class _Builder:
     # --- calls ----------------------------------------------------------------------------------------------------------
 
     def _call(self, number: int) -> Any:
+        if number in self.calls:
+            return self.calls[number]
         call = self.plan.calls[number]
-        facts = call.facts
-        task = self.plan.tasks[facts.task] if facts.task >= 0 else None
-        needs = [self.values.get(address) or self.value(address) for address in facts.needs]
-        name = _digest((task, call.arguments), repr(needs), facts.kind, repr(facts.arms) if facts.arms else "")
-        key = f"parflow-{call.name}-{name}"
-        if key in self.graph:
-            return key
+        facts, needs = call.facts, self.needs(number)
+        name = self.call_name(number, needs)
+        key = self.calls[number] = f"parflow-{call.name}-{name}"
         if facts.kind == "call":
-            return self.add(key, plain_call, task, call.arguments, facts.results, name, self.refs(needs))
+            return self.add(key, plain_call, self.plan.tasks[facts.task], call.arguments, facts.results, name, self.refs(needs))
         self.undecided.append((key, number, needs))
         self.graph[key] = None  # until it's known what its branches share with the whole
         return key
+
+    def needs(self, number: int) -> list[Any]:
+        """Return the keys of what a call is given."""
+        return [self.values.get(address) or self.value(address) for address in self.plan.calls[number].facts.needs]
+
+    def call_name(self, number: int, needs: list[Any]) -> str:
+        """Name a call by what it does; the second one of the same name is another one all the same."""
+        call = self.plan.calls[number]
+        facts = call.facts
+        task = self.plan.tasks[facts.task] if facts.task >= 0 else None
+        name = _digest((task, call.arguments), repr(needs), facts.kind, repr(facts.arms) if facts.arms else "")
+        count = self.named[name] = self.named.get(name, 0) + 1
+        return name if count == 1 else f"{name}-{count}"
 
     def finish(self) -> dict[Any, Any]:
         """Build the branches of decisions, and return the graph."""
@@ -425,7 +455,7 @@ class _Builder:
             call = self.plan.calls[number]
             arms, shared = [], set()
             for address in call.facts.arms:
-                branch = _Builder(self.plan, known)
+                branch = _Builder(self.plan, known, self.named)
                 last = branch.value(address)
                 arms.append((branch.finish(), last))
                 shared |= branch.shared

@@ -181,6 +181,8 @@ def adoptable(store: Store, stages: Sequence[StageState]) -> Iterator[tuple[int,
     """Yield what the store holds of chunks that the journal has pending: finished pieces whose entries were lost."""
     for key in store.keys("done/"):
         stage, chunk = (int(part) for part in key.removeprefix("done/s").split("-")[:2])
+        if stages[stage].facts.needs:  # made with other values, perhaps, before a redrive
+            continue
         if chunk >= len(stages[stage].chunks) or not stages[stage].chunks[chunk].pending:
             continue
         claim: dict[str, Any] = load_json(store.get(key))

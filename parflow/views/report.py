@@ -95,6 +95,14 @@ def _begun(stage: StageState) -> bool:
     return stage.closed or bool(stage.chunks) or not (stage.facts.needs or stage.facts.base is not None)
 
 
+def _cut_line(stage: StageState, output: int) -> str:
+    cut = stage.cuts[output]
+    places = [printable(stage.place_of(piece)) for piece in cut.late[:3]]
+    more = ", …" if len(cut.late) > len(places) else ""
+    left = f"{counted(len(cut.late), 'piece')} too late: {', '.join(places)}{more}"
+    return f"    {stage.facts.outputs[output]} opened at its deadline with {cut.share:.0%} of the input; {left}"
+
+
 def _call_line(calls: CallNumbers) -> str:
     more = f", {calls.failed:,} failed" if calls.failed else ""
     more += f", {calls.cancelled:,} cancelled" if calls.cancelled else ""
@@ -151,12 +159,15 @@ def summary(run: Run) -> str:
         gate = "open" if stage.opened else "closed"
         done = f"{stage.done:,} of {counted(stage.chunks, 'chunk')} done"
         lines.append(f"    {done}; barrier {gate}; {counted(stage.failed, 'dead letter')}")
+        lines += [_cut_line(begun, output) for output in begun.cuts]
         if stage.encodings:
             used = ", ".join(f"{count:,} as {encoding}" for encoding, count in sorted(stage.encodings.items()))
             lines.append(f"    text not in the declared encoding: {used}")
     lines += map(_call_line, call_numbers(state))
     if tally.failed or any(call.failure is not None for call in state.calls):
         lines.append("  " + "\n  ".join(cause_lines(run.failures())))
+    if status == "succeeded" and any(stage.cuts for stage in state.stages):
+        lines.append(f"  what came too late is merged by: parflow redrive {run.run_id}")
     if status in ("failed", "stopped", "lost"):
         over = state.ended is not None and state.ended.error == "TooManyFailuresError"
         more = f" --max-failures {tally.failed}" if over else ""

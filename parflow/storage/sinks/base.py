@@ -126,7 +126,7 @@ class Sink:
         """
         return self._writer(open_place(self.path), f"{self._staging(run_id)}/{name}.{self.extension}", fail)
 
-    def publish(self, run_id: str, files: Sequence[SinkFile]) -> dict[str, Any]:
+    def publish(self, run_id: str, files: Sequence[SinkFile], *, again: bool = False) -> dict[str, Any]:
         """Move staged files, in input order, to their final names, and say so in a manifest.
 
         It may be called again after a crash, with the same files, and then finishes what is left to do.
@@ -137,6 +137,8 @@ class Sink:
             The run that wrote them.
         files : sequence of SinkFile
             Path, rows and size (bytes) of each file, in input order.
+        again : bool
+            Whether they take the place of what the same run published before.
 
         Returns
         -------
@@ -151,7 +153,8 @@ class Sink:
         place, staging = open_place(self.path), self._staging(run_id)
         parts = dict(zip(part_names(len(files), self.extension), files, strict=True))
         staged, present = place.sizes(staging), place.sizes(self.path)
-        self._check_strangers(run_id, {part: file.size for part, file in parts.items()}, present, place)
+        if not again:
+            self._check_strangers(run_id, {part: file.size for part, file in parts.items()}, present, place)
         moves = []
         for part, file in parts.items():
             name = os.path.basename(file.path)
@@ -163,7 +166,7 @@ class Sink:
                     f"{f'has {staged[name]}' if name in staged else f'is gone, and {part!r} is not it'}. Something else "
                     f"changed {self.path!r} during the run; run again into another folder."
                 )
-        if self._published_by(place) != run_id:
+        if again or self._published_by(place) != run_id:
             place.remove([f"{self.path}/{MANIFEST}"])  # from here to the new one, no manifest claims a complete result
         place.move(moves)
         place.remove(f"{self.path}/{name}" for name in present if _PART.fullmatch(name) and name not in parts)
