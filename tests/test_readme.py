@@ -24,7 +24,7 @@ def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_there_are_blocks_to_run() -> None:
-    assert len(PYTHON) == 1
+    assert len(PYTHON) == 2
     assert len(PYTHON[0].strip().splitlines()) <= 26
     assert len(SHELL) == 8
 

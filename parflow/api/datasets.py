@@ -142,9 +142,10 @@ class Dataset(Lazy):
     ) -> Dataset:
         """Replace the records by those that ``function`` returns for many of them at once.
 
-        A batch is of one chunk, and has fewer records at its end. When ``function`` raises, it's called again with each of the
-        batch's records alone, so that only the bad ones become dead letters; a batch that crashes or hangs is divided in the
-        same way. So what a record becomes must not depend on the batch that it's in, nor on having been tried before.
+        A batch is of one chunk, and has fewer records at its end. When ``function`` raises, it's called again with each half of
+        the batch, and so on, until only the bad ones become dead letters; a batch that crashes or hangs is divided in the same
+        way. So what the records become together (rows, or partial sums that are merged later) must not depend on how they are
+        cut into batches, nor on having been tried before.
 
         Parameters
         ----------
@@ -301,7 +302,7 @@ class Dataset(Lazy):
         return Dataset(StoredNode(ReduceNode(grouped, self._records, grouped.name)))
 
     def write_jsonl(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Value:
-        """Write the records as JSON, one a line and one file a chunk, to a folder that appears when all of it is complete.
+        """Write the records as JSON, one a line and one file a chunk, to a folder whose files appear together when all of it is complete.
 
         Returns
         -------
@@ -313,7 +314,7 @@ class Dataset(Lazy):
     def write_parquet(
         self, path: str | os.PathLike[str], *, schema: Any = None, compression: str | None = None, overwrite: bool = False
     ) -> Value:
-        """Write the records (dicts) as Parquet, one file a chunk, to a folder that appears when all of it is complete.
+        """Write the records (dicts) as Parquet, one file a chunk, to a folder whose files appear together when all of it is complete.
 
         Parameters
         ----------

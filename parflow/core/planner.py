@@ -35,8 +35,11 @@ Key = tuple[frozenset[int], Guard]
 """What must be equal for two steps to run in one pass: the values waited for, and the guard."""
 
 
+@dataclass(frozen=True)
 class StoredSource:
-    """Stands for records that an earlier stage stored."""
+    """Stands for records that an earlier stage stored; named by what made them."""
+
+    name: str
 
 
 def make_plan(name: str, outputs: Iterable[Use | OutputNode], stored: Any = StoredSource) -> Plan:
@@ -221,9 +224,9 @@ class _Planner:
     def _stage(self, draft: _Draft) -> Stage:
         root, base, value = draft.root, None, None
         if isinstance(root, StepNode):
-            source, base = self.stored(), self.places[id(self.kept[id(root)])]
+            source, base = self.stored(root.task.name), self.places[id(self.kept[id(root)])]
         elif isinstance(root, StoredNode):
-            source, base = self.stored(), self.places[id(root.output)]
+            source, base = self.stored(root.output.name), self.places[id(root.output)]
         else:
             source = root.source
             value = self._address(root.value) if root.value is not None else None

@@ -287,22 +287,35 @@ class _Builder:
             self.shared.add(self.outer[address])
             return self.outer[address]
         if address not in self.values:
-            for node in reversed(self._waiting(address)):  # what a long chain of calls rests on, first: no deep recursion
-                self.values.setdefault(node, self._value(node))
+            for node in self._before(address[0]):  # what a long chain rests on, first: no deep recursion
+                self.stage(node) if node >= 0 else self._call(~node)
+            self.values[address] = self._value(address)
         return self.values[address]
 
-    def _waiting(self, address: Address) -> list[Address]:
-        found: dict[Address, None] = {}
-        stack = [address]
+    def _before(self, node: int) -> list[int]:
+        """Return the nodes that one rests on and that have no keys yet, and itself: each after what it rests on."""
+        done: dict[int, None] = {}
+        stack: list[tuple[int, Iterator[int]]] = [(node, self._rests_on(node))]
         while stack:
-            node = stack.pop()
-            if node in self.values or node in self.outer:
-                continue
-            found.pop(node, None)
-            found[node] = None
-            if node[0] < 0:
-                stack += self.plan.calls[~node[0]].facts.needs
-        return [*found]
+            node, rest = stack[-1]
+            for other in rest:
+                if other not in done and other not in self.chunks and ~other not in self.calls:
+                    stack.append((other, self._rests_on(other)))
+                    break
+            else:
+                done[node] = None
+                stack.pop()
+        return [*done]
+
+    def _rests_on(self, node: int) -> Iterator[int]:
+        if node < 0:
+            needs = self.plan.calls[~node].facts.needs
+        else:
+            stage = self.plan.stages[node]
+            needs = stage.needs
+            if stage.base is not None and stage.base[1] >= 0:
+                yield stage.base[0]
+        yield from (address[0] for address in needs if address not in self.outer)
 
     def _value(self, address: Address) -> Any:
         from dask._task_spec import TaskRef

@@ -127,7 +127,7 @@ def plain(step: Step, number: int, marker: Marker, fail: Fail, onward: Door, tim
 class Batches:
     """A step that calls its function with many records at once.
 
-    A batch that raises is tried again record by record. For a batch that ends the child the marker names the record in its
+    A batch that raises is tried again in halves, down to the guilty records. For a batch that ends the child the marker names the record in its
     middle: the coordinator runs that one alone and what lies before and behind it apart, so that the guilty one of 1,024
     stands alone after some ten deaths, whichever it is.
     """
@@ -194,8 +194,9 @@ class Batches:
             if len(places) == 1 or isinstance(error, MemoryError):
                 self.fail(self.number, error, _first(data))
             else:
-                for index, place in enumerate(places):
-                    self.run(_cut(data, index, index + 1), [place])
+                half = len(places) // 2
+                self.run(_cut(data, 0, half), places[:half])
+                self.run(_cut(data, half, len(places)), places[half:])
         else:
             one_for_one = len(made) == len(places)
             if not isinstance(made, list):

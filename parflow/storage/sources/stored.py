@@ -17,6 +17,11 @@ from parflow.storage.sources.items import ItemsSource
 class StoredSource:
     """The records that an earlier stage's pieces kept, pickled one after the other; the run knows where.
 
+    Parameters
+    ----------
+    name : str
+        What made them, for plans and progress.
+
     Examples
     --------
     >>> data = pickle.dumps("a") + pickle.dumps("b")
@@ -25,9 +30,9 @@ class StoredSource:
     ['a', 'b']
     """
 
+    name: str = "stored"
     encodings: dict[str, int] = field(default_factory=dict, init=False, compare=False, repr=False)
 
-    name = "stored"
     splittable = False
     decodes = False
 
