@@ -42,6 +42,14 @@ def test_the_python_block_runs_again_in_the_same_folder(tmp_path: Path) -> None:
         run([sys.executable, "readme.py"], tmp_path)
 
 
+def test_the_block_of_calls_and_decisions_stays_quiet_and_writes_what_it_centred(tmp_path: Path) -> None:
+    (tmp_path / "watch.py").write_text(PYTHON[1])
+    assert run([sys.executable, "watch.py"], tmp_path).stdout == "25% are negative: all quiet\n"
+    rows = [line for file in sorted((tmp_path / "out/centred").glob("part-*")) for line in file.read_text().splitlines()]
+    assert rows[0] == '{"score":0.0,"negative":false}'
+    assert len(rows) == 4
+
+
 def test_the_shell_commands_of_parflow_run_in_their_order(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
     (tmp_path / "texts" / "deep").mkdir(parents=True)

@@ -302,7 +302,7 @@ class Dataset(Lazy):
         return Dataset(StoredNode(ReduceNode(grouped, self._records, grouped.name)))
 
     def write_jsonl(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Value:
-        """Write the records as JSON, one a line and one file a chunk, to a folder whose files appear together when all of it is complete.
+        """Write the records as JSON, one a line and one file a chunk: the files appear together when all are complete.
 
         Returns
         -------
@@ -314,7 +314,7 @@ class Dataset(Lazy):
     def write_parquet(
         self, path: str | os.PathLike[str], *, schema: Any = None, compression: str | None = None, overwrite: bool = False
     ) -> Value:
-        """Write the records (dicts) as Parquet, one file a chunk, to a folder whose files appear together when all of it is complete.
+        """Write the records (dicts) as Parquet, one file a chunk: the files appear together when all are complete.
 
         Parameters
         ----------

@@ -127,9 +127,9 @@ def plain(step: Step, number: int, marker: Marker, fail: Fail, onward: Door, tim
 class Batches:
     """A step that calls its function with many records at once.
 
-    A batch that raises is tried again in halves, down to the guilty records. For a batch that ends the child the marker names the record in its
-    middle: the coordinator runs that one alone and what lies before and behind it apart, so that the guilty one of 1,024
-    stands alone after some ten deaths, whichever it is.
+    A batch that raises is tried again in halves, down to the guilty records. For a batch that ends the child the marker names
+    the record in its middle: the coordinator runs that one alone and what lies before and behind it apart, so that the guilty
+    one of 1,024 stands alone after some ten deaths, whichever it is.
     """
 
     def __init__(self, step: Step, number: int, marker: Marker, fail: Fail, onward: Door) -> None:
