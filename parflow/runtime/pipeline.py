@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from parflow.core import segments
 from parflow.core.forms import Batched, is_async
 from parflow.core.plan import Output, Stage, Step
 from parflow.core.reducers import Reducer
-from parflow.core.segments import pack, take
 from parflow.errors import CodeError, RecordMemoryError, StoreError
 from parflow.model import (
     Cause,
@@ -33,7 +33,7 @@ from parflow.model import (
     Tally,
     make_ref,
 )
-from parflow.runtime.marker import CLOSING, DECODING, HELD, OFFSET, ORDINAL, PART, READING, STEP, STOP, Marker, Place, put
+from parflow.runtime.marker import CLOSING, DECODING, HELD, OFFSET, ORDINAL, PART, READING, STEP, STOP, Marker, Place, put, take
 from parflow.runtime.steps import Batches, Door, Fail, Keeps, Push, door, fan_out, plain
 
 PREVIEW = 200
@@ -190,7 +190,7 @@ class _Reduction:
     def close(self) -> tuple[Ref | None, SinkFile | None]:
         state = self.seal()
         if self.output.kind == "group":
-            return keep_bytes(pack(self.output.body.split(state)), self.context), None
+            return keep_bytes(segments.pack(self.output.body.split(state)), self.context), None
         return keep(self.output.name, state, self.context), None
 
 
@@ -224,9 +224,9 @@ class _Writing:
         self.index = index
         marker = context.marker
 
-        def late(tag: Cursor, record: Any, error: BaseException) -> None:
+        def late(place: Place, record: Any, error: BaseException) -> None:
             """Set aside a record that the writer refused after it had buffered it."""
-            letters.add(number, error, record, at=tag)
+            letters.add(number, error, record, at=Cursor(*place[:3]))
 
         self.writer = output.body.open(context.run_id, context.attempt, late)
         write = self.writer.write
@@ -234,7 +234,7 @@ class _Writing:
         def push(record: Any) -> None:
             marker[STEP] = number
             try:
-                write(record, letters.in_hand())
+                write(record, take(marker))
             except OSError as error:  # the disk, not the record
                 raise Broken(output.name, error) from error
             except (Exception, SystemExit) as error:  # noqa: BLE001
@@ -243,7 +243,7 @@ class _Writing:
         def push_table(rows: Any, places: Sequence[Place]) -> None:
             marker[STEP] = number
             try:
-                self.writer.write_table(rows, [Cursor(*place[:3]) for place in places])
+                self.writer.write_table(rows, places)
             except OSError as error:
                 raise Broken(output.name, error) from error
             except MemoryError as error:
@@ -509,6 +509,6 @@ def _segments(job: MergeJob, store: Any, buckets: int) -> Iterator[bytes]:
         if job.level > 1:
             yield store.get_checked(ref)
         elif ref.inline is not None:
-            yield take(lambda start, stop, data=ref.inline: data[start:stop], job.bucket, buckets)  # type: ignore[misc]
+            yield segments.take(lambda start, stop, data=ref.inline: data[start:stop], job.bucket, buckets)  # type: ignore[misc]
         else:
-            yield take(lambda start, stop, key=ref.key: store.get_range(key, start, stop), job.bucket, buckets)  # type: ignore[misc]
+            yield segments.take(lambda start, stop, key=ref.key: store.get_range(key, start, stop), job.bucket, buckets)  # type: ignore[misc]

@@ -326,10 +326,14 @@ class Grouped(Reducer):
 
     def rows(self, state: State) -> Iterator[Any]:
         """Yield the finished row of each key, in the order in which the keys first appeared."""
-        columns, finish = self.columns or (), self.reducer.finish
-        for key, part in state.items():
-            value = finish(part)
-            if self.whole:
-                yield value
-            else:
-                yield dict(zip(columns, (*key, value) if isinstance(self.key, tuple) else (key, value), strict=True))
+        *names, result = self.columns or ()
+        finish = self.reducer.finish
+        if self.whole:
+            yield from map(finish, state.values())
+        elif isinstance(self.key, tuple):
+            for key, part in state.items():
+                yield {**dict(zip(names, key, strict=True)), result: finish(part)}
+        else:
+            (name,) = names
+            for key, part in state.items():
+                yield {name: key, result: finish(part)}
