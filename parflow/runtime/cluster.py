@@ -272,7 +272,7 @@ class LocalSession:
         quiet.setLevel(level)
 
     def _send_at_once(self) -> None:
-        """Let no message wait for others: that takes 2 to 10 ms at each hop, and a chain of calls goes all the way each time."""
+        """Let no message wait for others, which takes 2 to 10 ms a hop: a chain of calls goes all the way each time."""
         scheduler, workers = self.cluster.scheduler, self.cluster.workers.values()
         streams = [self.client.scheduler_comm, *scheduler.stream_comms.values(), *scheduler.client_comms.values()]
         for stream in (*streams, *(worker.batched_stream for worker in workers)):

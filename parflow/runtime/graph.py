@@ -16,7 +16,7 @@ from typing import Any
 
 from parflow.core.bindings import Binding
 from parflow.core.plan import Plan, Stage
-from parflow.errors import InputError, RecordError
+from parflow.errors import GraphError, InputError, RecordError
 from parflow.model import (
     START,
     Address,
@@ -136,7 +136,14 @@ def plain_publish(stage: Stage, output: int, run_id: str, receipts: list[Receipt
 
 
 def plain_call(task: Task, arguments: Arguments, results: int, run_id: str, values: Sequence[Any]) -> Any:
-    """Make a call in this thread; a lazy graph that it returns is computed in its place."""
+    """Make a call in this thread; a lazy graph that it returns is computed in its place.
+
+    Raises
+    ------
+    GraphError
+        When it returns something lazy where nobody looks for it.
+    """
+    before: Any = None
     while True:
         try:
             built = INSTANCES.task(task, run_id, f"{run_id}/{task.name}")
@@ -147,7 +154,12 @@ def plain_call(task: Task, arguments: Arguments, results: int, run_id: str, valu
         plan = graph_in(made, results)
         if plan is None:
             return tuple(parts_of(task.name, made, results)) if results > 1 else made
-        last = _last_call(plan)
+        if made is before:
+            raise GraphError(
+                f"a task returned a {type(made).__name__} with something lazy in it, which would stay lazy: lazy values are "
+                "found in lists, tuples and dicts, and not in classes of one's own made of these."
+            )
+        before, last = made, _last_call(plan)
         if last is None or results > 1:
             graph, key = whole_graph(plan)
             got = get_sync_of(graph, key)

@@ -34,10 +34,13 @@ from parflow.model import (
     make_ref,
 )
 from parflow.runtime.marker import CLOSING, DECODING, HELD, OFFSET, ORDINAL, PART, READING, STEP, STOP, Marker, Place, put, take
-from parflow.runtime.steps import Batches, Door, Fail, Keeps, Push, door, fan_out, plain
+from parflow.runtime.places import Places
+from parflow.runtime.steps import Batches, Door, Fail, Keeps, door, fan_out, plain
 
 PREVIEW = 200
 TRACEBACKS = 100
+TABLE_ROWS = 65_536
+"""Rows of the tables that are read for steps that want tables, at the most."""
 
 Timeouts = Sequence[float | None]
 
@@ -292,7 +295,7 @@ def keep(step: str, value: Any, context: Context) -> Ref:
 # --- running -----------------------------------------------------------------------------------------------------------
 
 
-def _compile(stage: Stage, context: Context, letters: DeadLetters, timeouts: Timeouts) -> tuple[Push, list[Keeps], list[Any]]:
+def _compile(stage: Stage, context: Context, letters: DeadLetters, timeouts: Timeouts) -> tuple[Door, list[Keeps], list[Any]]:
     """Build the closures from the outputs back to the source.
 
     Returns the first one, the steps that keep records (each before those that follow it), and the outputs.
@@ -317,7 +320,7 @@ def _compile(stage: Stage, context: Context, letters: DeadLetters, timeouts: Tim
         way, keeper = _step(step, index + 1, marker, letters.add, onward, timeouts[index + 1])
         keeps[:0] = [keeper] if keeper else []
         consumers.setdefault(step.parent, []).append(way)
-    return fan_out(marker, consumers[-1]).push, keeps, ends
+    return fan_out(marker, consumers[-1]), keeps, ends
 
 
 def _step(
@@ -335,9 +338,49 @@ def _step(
     return plain(step, number, marker, fail, onward, timeout is not None), None
 
 
-def _read(stage: Stage, chunk: Chunk, piece: Piece, context: Context, letters: DeadLetters, push: Push) -> tuple[bool, Cursor]:
+def _read_tables(
+    source: Any, chunk: Chunk, piece: Piece, marker: Marker, letters: DeadLetters, door: Door
+) -> tuple[bool, Cursor]:
+    """Push the piece's records as the Arrow tables that they are read as; returns whether it ended early, and where."""
+    import pyarrow as pa
+
+    ordinal, first = piece.start.ordinal, piece.first
+    stop = piece.stop if piece.stop is not None else 2**62
+    for number in range(piece.start.part, len(chunk.parts)):
+        part = chunk.parts[number]
+        offset = max(part.start, piece.start.offset) if number == piece.start.part else part.start
+        marker[PART], marker[OFFSET] = number, offset
+        try:
+            for row, batch in source.batches(part, offset, TABLE_ROWS):
+                passed = max(0, min(batch.num_rows, first - ordinal))
+                rows = batch.slice(passed, max(0, min(batch.num_rows, stop - ordinal) - passed))
+                at = row + passed
+                ordinal += passed
+                if marker[STOP] and ordinal > first:
+                    return True, Cursor(ordinal, number, at)
+                marker[ORDINAL], marker[OFFSET] = ordinal, at
+                if rows.num_rows:
+                    door.table(pa.Table.from_batches([rows]), Places.counting((ordinal, number, at, 0), rows.num_rows))
+                ordinal += rows.num_rows
+                marker[STEP] = READING
+                marker[ORDINAL], marker[OFFSET] = ordinal, at + rows.num_rows
+                if ordinal >= stop:
+                    return False, Cursor(ordinal, number, at + rows.num_rows)
+        except Exception as error:  # noqa: BLE001 - the rest of this part can't be read: one dead letter for it
+            if ordinal >= first:
+                letters.add(0, error, part.path, "input")
+            ordinal += 1
+            marker[ORDINAL] = max(first, ordinal)
+            if ordinal >= stop:
+                break
+    return False, Cursor(ordinal, len(chunk.parts), 0)
+
+
+def _read(stage: Stage, chunk: Chunk, piece: Piece, context: Context, letters: DeadLetters, door: Door) -> tuple[bool, Cursor]:
     """Push the piece's records, one after the other; returns whether it ended early, and where."""
-    source, marker = stage.source, context.marker
+    source, marker, push = stage.source, context.marker, door.push
+    if door.whole and hasattr(source, "batches"):
+        return _read_tables(source, chunk, piece, marker, letters, door)
     decode = source.decode if source.decodes else None
     ordinal, first = piece.start.ordinal, piece.first
     stop = piece.stop if piece.stop is not None else 2**62
@@ -428,11 +471,11 @@ def run_piece(stage: Stage, job: ChunkJob, context: Context, timeouts: Timeouts)
     source.reset()
     stage = replace(stage, source=source)
     letters = DeadLetters(stage, chunk, marker)
-    push, keeps, ends = _compile(stage, context, letters, timeouts)
+    door, keeps, ends = _compile(stage, context, letters, timeouts)
     results: list[Ref | None] = []
     files: list[SinkFile] = []
     try:
-        early, end = _read(stage, chunk, piece, context, letters, push)
+        early, end = _read(stage, chunk, piece, context, letters, door)
         for keeper in keeps:
             keeper.flush()
         marker[STEP] = CLOSING

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 from parflow.core.forms import Batch, Batched
 from parflow.core.plan import Step
 from parflow.runtime.marker import CALL, GUESS, HELD, KEPT, STEP, Marker, Place, put, take
+from parflow.runtime.places import Places
 
 Push = Callable[[Any], None]
 PushMany = Callable[[list[Any]], None]
@@ -22,11 +23,15 @@ Fail = Callable[..., None]
 
 
 class Door(NamedTuple):
-    """Where records go in: one, many of the one in hand, or the rows of an Arrow table with the place of each."""
+    """Where records go in: one, many of the one in hand, or the rows of an Arrow table with the place of each.
+
+    ``whole`` tells that tables stay what they are.
+    """
 
     push: Push
     many: PushMany
     table: PushTable
+    whole: bool = False
 
 
 class Keeps(Protocol):
@@ -53,7 +58,7 @@ def door(marker: Marker, push: Push, many: PushMany | None = None, table: PushTa
             push(record)
         put(marker, here)
 
-    return Door(push, many or push_each, table or push_rows)
+    return Door(push, many or push_each, table or push_rows, table is not None)
 
 
 def fan_out(marker: Marker, doors: list[Door]) -> Door:
@@ -69,7 +74,7 @@ def fan_out(marker: Marker, doors: list[Door]) -> Door:
         for one in doors:
             one.table(rows, places)
 
-    return door(marker, push_all, table=table_all)
+    return door(marker, push_all, table=table_all)._replace(whole=all(one.whole for one in doors))
 
 
 # --- one record after the other ----------------------------------------------------------------------------------------
@@ -142,7 +147,7 @@ class Batches:
         self.onward = onward
         self.records: list[Any] = []
         self.tables: list[Any] = []  # never while there are records: what came first goes first
-        self.places: list[Place] = []
+        self.places = Places()
         self.door = door(marker, self.push, table=self.table if self.form == "arrow" else None)
 
     def push(self, record: Any) -> None:
@@ -178,9 +183,9 @@ class Batches:
 
     def abort(self) -> None:
         """Forget what is kept."""
-        self.records, self.tables, self.places = [], [], []
+        self.records, self.tables, self.places = [], [], Places()
 
-    def run(self, data: Any, places: list[Place]) -> None:
+    def run(self, data: Any, places: Places) -> None:
         """Call the function and push on what it made, or find the records that it fails for."""
         marker = self.marker
         here, middle = take(marker), places[len(places) // 2]
@@ -200,7 +205,7 @@ class Batches:
         else:
             one_for_one = len(made) == len(places)
             if not isinstance(made, list):
-                self.onward.table(made, places if one_for_one else [(*middle[:-1], guess)] * len(made))
+                self.onward.table(made, places if one_for_one else Places.same((*middle[:-1], guess), len(made)))
             elif one_for_one:
                 for place, record in zip(places, made, strict=True):
                     put(marker, place)

@@ -114,8 +114,10 @@ class ParquetSource(FileSource):
         for first, batch in self.batches(part, offset):
             yield from enumerate(_records(batch), first)
 
-    def batches(self, part: Part, offset: int = 0) -> Iterator[tuple[int, Any]]:
+    def batches(self, part: Part, offset: int = 0, most: int = BATCH_ROWS) -> Iterator[tuple[int, Any]]:
         """Yield the part's rows from row ``offset`` of its file on as Arrow record batches, with their first row's number.
+
+        A batch has ``most`` rows, or as many as fit into some megabytes.
 
         Raises
         ------
@@ -132,7 +134,7 @@ class ParquetSource(FileSource):
                 row, first = first, first + group.num_rows
                 if first <= offset or row >= stop or not group.num_rows:
                     continue
-                rows = max(1, min(BATCH_ROWS, BATCH_BYTES * group.num_rows // max(1, group.total_byte_size)))
+                rows = max(1, min(most, BATCH_BYTES * group.num_rows // max(1, group.total_byte_size)))
                 for batch in file.iter_batches(rows, [number], columns=wanted, use_threads=False):
                     if row + batch.num_rows > offset:
                         passed = max(0, offset - row)
