@@ -401,19 +401,25 @@ def failures(name: str, traceback: bool, home: str | None, as_json: bool, debug:
 @main.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
 @click.argument("flow")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+@click.option("--picture", metavar="FILE.svg", help="Draw it into a file as well.")
 @click.option("--debug", is_flag=True, hidden=True)
 @click.pass_context
-def plan(ctx: click.Context, flow: str, as_json: bool, debug: bool) -> None:
-    """Show the stages and barriers that a workflow has, without running it.
+def plan(ctx: click.Context, flow: str, as_json: bool, picture: str | None, debug: bool) -> None:
+    """Show the stages, barriers and calls that a workflow has, without running it.
 
     \b
     parflow plan recipes/wordcount.py --source 'texts/**/*.txt'
+    parflow plan recipes/wordcount.py --source 'texts/**/*.txt' --picture plan.svg
     """
     with _errors(debug):
         from parflow.api.flows import load_flow
 
         workflow = load_flow(flow)
-        made = workflow(**_parameters(workflow, ctx.args)).plan()
+        bound = workflow(**_parameters(workflow, ctx.args))
+        made = bound.plan()
+        if picture is not None:
+            with open(picture, "w", encoding="utf-8") as file:
+                file.write(bound.picture())
         if as_json:
             _say_json({"name": made.name, **asdict(made.facts())})
         else:

@@ -415,4 +415,4 @@ def _word(key: Any) -> str:
         return key
     if key is None:
         return "record"
-    return ", ".join(key) if isinstance(key, (list, tuple)) else str(getattr(key, "__name__", "key"))
+    return ", ".join(key) if isinstance(key, (list, tuple)) else str(getattr(key, "__name__", "key")).strip("<>")

@@ -37,6 +37,15 @@ class Lazy:
         """
         return plan_of(self._label(), [self._use()])
 
+    def picture(self) -> str:
+        """Return a picture of the plan, as SVG; notebooks show it."""
+        from parflow.views.picture import picture
+
+        return picture(self.plan())
+
+    def _repr_html_(self) -> str:
+        return self.picture()
+
     def run(self, **options: Any) -> Run:
         """Run durably: journal, store, isolation. See `parflow.Workflow.run` for the options."""
         from parflow.api.starting import start
@@ -318,7 +327,7 @@ def packed(value: Any) -> Use:
         return value._use()  # noqa: SLF001 - one face
     if hasattr(value, "unbound"):
         return packed(value.unbound)
-    return Use(CallNode("call", "pack", as_task(same, "pack"), arguments_of((value,), {})))
+    return Use(CallNode("call", "value", as_task(same, "value"), arguments_of((value,), {})))
 
 
 def same(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 import pickle
 import sys
@@ -171,6 +172,15 @@ class Run:
                     letters += pickle.loads(self.store.get_checked(receipt.failures))
             found += sorted(letters, key=lambda failure: (failure.chunk, failure.ordinal))
         return found + [call.failure for call in self.state.calls if call.failure is not None]
+
+    def picture(self) -> str:
+        """Return a picture of the run's plan and how it stands, as SVG; notebooks show it."""
+        from parflow.views.picture import picture
+
+        return picture(load_plan(self.state, self.store)[0], self.state)
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(repr(self))}</p>{self.picture()}"
 
     def report(self, path: str | os.PathLike[str] | None = None) -> str:
         """Write a page that shows the run, and return where it is (by default in the run's own folder)."""

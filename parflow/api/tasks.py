@@ -309,6 +309,15 @@ class Bound:
         """
         return plan_of(self.name, self._uses.values())
 
+    def picture(self) -> str:
+        """Return a picture of the plan, as SVG: stages, steps, barriers, calls. Notebooks show it."""
+        from parflow.views.picture import picture
+
+        return picture(self.plan())
+
+    def _repr_html_(self) -> str:
+        return self.picture()
+
     @staticmethod
     def __parflow_plan__(made: Any, results: int) -> Plan:
         """Return the plan of what a task returned, a workflow with its arguments among it."""

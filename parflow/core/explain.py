@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
+from parflow.core.history import RunState
 from parflow.core.plan import Call, Plan, Stage
 from parflow.model import Address
 
@@ -19,12 +20,13 @@ KEPT = {
 }
 
 
-def explain(plan: Plan) -> str:
-    """Describe a plan: stages, fused steps, barriers, calls, and what is stored where."""
+def explain(plan: Plan, state: RunState | None = None) -> str:
+    """Describe a plan: stages, fused steps, barriers, calls, what is stored where; with a run's state, how many chunks."""
     parts = [_count(len(plan.stages), "stage"), _count(len(plan.calls), "call")]
     lines = [f"plan of {plan.name}: {', '.join(part for part in parts if not part.startswith('0 ')) or 'nothing'}"]
     for number, stage in enumerate(plan.stages):
-        lines += _stage(plan, number, stage)
+        chunks = state.stages[number].chunks if state is not None else ()
+        lines += _stage(plan, number, stage, len(chunks))
     if len(plan.calls) > MOST_CALLS:
         counts = Counter((call.facts.kind, call.name) for call in plan.calls)
         lines += [f"{count:,} x {_calls(kind)} {name}" for (kind, name), count in counts.items()]
@@ -46,14 +48,28 @@ def _count(number: int, word: str) -> str:
     return f"{number:,} {word}{'' if number == 1 else 's'}"
 
 
-def _stage(plan: Plan, number: int, stage: Stage) -> Iterator[str]:
-    source = repr(stage.source)
+def in_words(plan: Plan, stage: Stage) -> str:
+    """Say where a stage's records come from."""
+    if stage.base is not None and stage.base[1] < 0:
+        return f"the same chunks as stage {stage.base[0]}"
     if stage.base is not None:
-        source = f"the same chunks as stage {stage.base[0]}" if stage.base[1] < 0 else f"records of {label(plan, stage.base)}"
-    elif stage.value is not None:
-        source = f"each item of {label(plan, stage.value)}"
+        return label(plan, stage.base)
+    if stage.value is not None:
+        return f"each item of {label(plan, stage.value)}"
+    paths: tuple[str, ...] = getattr(stage.source, "paths", ())
+    ends = [path if path.count("/") < 3 else "…/" + "/".join(path.rsplit("/", 2)[1:]) for path in paths[:2]]
+    return " ".join([stage.source.name, ", ".join([*ends, *(["…"] if len(paths) > 2 else [])])]).strip()
+
+
+def kept(kind: str) -> str:
+    """Say in a word or two what an output of a kind keeps, and where."""
+    return {"reduce": "merged, in the store", "group": "merged by bucket", "sink": "files", "collect": "in the store"}[kind]
+
+
+def _stage(plan: Plan, number: int, stage: Stage, chunks: int) -> Iterator[str]:
     waits = f", after {', '.join(label(plan, need) for need in stage.needs)}" if stage.needs else ""
-    yield f"stage {number}: {source}{waits}"
+    counted = f", {_count(chunks, 'chunk')}" if chunks else ""
+    yield f"stage {number}: {in_words(plan, stage)}{waits}{counted}"
     for place, step in enumerate(stage.steps):
         after = "" if step.parent == place - 1 else f" (after {stage.label(step.parent + 1)})"
         yield f"  {step.kind} {step.task.name}{after}{step.manner}"

@@ -208,7 +208,7 @@ table{{border-collapse:collapse;margin:1rem 0;display:block;overflow-x:auto}}
 td,th{{padding:.3rem .8rem;border-bottom:1px solid #ddd;text-align:left;vertical-align:top}}
 td.n{{text-align:right;font-variant-numeric:tabular-nums}}pre{{white-space:pre-wrap;overflow-wrap:anywhere}}
 .failed,.lost{{color:#b2182b}}.succeeded{{color:#1b7837}}</style></head><body>
-<h1>{title}</h1><p class="{status}"><strong>{status}</strong></p><pre>{summary}</pre>{tables}</body></html>
+<h1>{title}</h1><p class="{status}"><strong>{status}</strong></p><pre>{summary}</pre>{picture}{tables}</body></html>
 """
 
 
@@ -267,6 +267,7 @@ def write_report(run: Run, path: str) -> str:
         title=html.escape(f"parflow run {run.run_id}"),
         status=html.escape(run.status),
         summary=html.escape(summary(run)),
+        picture=run.picture(),
         tables="".join(tables),
     )
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
