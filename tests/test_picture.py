@@ -61,7 +61,7 @@ def test_every_stage_call_and_decision_is_a_box_of_its_own() -> None:
 
 
 def test_an_arrow_leads_from_what_is_needed_to_who_needs_it() -> None:
-    paths = [path for path in ET.fromstring(watch().picture()).iter(f"{SVG}path")]
+    paths = [*ET.fromstring(watch().picture()).iter(f"{SVG}path")]
     assert len(paths) == 6  # the mean into three calls; into the decision, its condition and its two arms
     assert sum("arm" in (path.get("class") or "") for path in paths) == 2
 
@@ -83,7 +83,13 @@ def test_a_call_that_failed_is_said_to_have(tmp_path: Path) -> None:
 
 
 def test_thousands_of_equal_calls_are_one_box_a_layer() -> None:
-    leaf, join = pf.task(lambda x, i: x + i, name="leaf"), pf.task(sum, name="join")
+    @pf.task
+    def leaf(x: int, i: int) -> int:
+        return x + i
+
+    @pf.task
+    def join(parts: list[int]) -> int:
+        return sum(parts)
 
     @pf.workflow
     def tree() -> Any:
