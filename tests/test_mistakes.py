@@ -546,9 +546,14 @@ def test_what_can_be_gone_through_twice_may_be_passed_twice() -> None:
     check_generators([ItemsSource(listed), ItemsSource(listed), ItemsSource(numbers()), ItemsSource(numbers())])
 
 
-def test_one_source_in_two_branches_is_one() -> None:
-    source = ItemsSource(numbers())
-    check_generators([source, source])
+def test_one_dataset_in_two_branches_of_a_pass_is_listed_once() -> None:
+    numbers = pf.items(iter([1, 2, 3]))
+
+    @pf.workflow
+    def both() -> Any:
+        return numbers.reduce(pf.sum()), numbers.map(str).reduce(pf.count())
+
+    assert len(both().plan().stages) == 1
 
 
 # --- paths that inputs and outputs share -----------------------------------------------------------------------------------

@@ -418,7 +418,7 @@ def check_generators(sources: Iterable[Any]) -> None:
     Parameters
     ----------
     sources : iterable of sources
-        Those of a plan's source nodes, as they were made; those without an ``iterable`` are passed over.
+        Those that a plan's stages list, one of each; those without an ``iterable`` are passed over.
 
     Raises
     ------
@@ -433,10 +433,10 @@ def check_generators(sources: Iterable[Any]) -> None:
     Traceback (most recent call last):
     parflow.errors.GraphError: an iterator, list_iterator, was passed twice to items(): ...
     """
-    takers: dict[int, Any] = {}
-    for source in sources:
+    takers: dict[int, int] = {}
+    for place, source in enumerate(sources):
         iterable = getattr(source, "iterable", None)
-        if hasattr(type(iterable), "__next__") and takers.setdefault(id(iterable), source) is not source:
+        if hasattr(type(iterable), "__next__") and takers.setdefault(id(iterable), place) != place:
             name = getattr(iterable, "__name__", type(iterable).__name__)
             raise GraphError(
                 f"an iterator, {name}, was passed twice to items(): what one takes from it, the other misses. Write "

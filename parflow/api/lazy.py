@@ -5,10 +5,11 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from parflow.api.checks import check_arguments, check_arity, check_captured
-from parflow.api.tasks import as_task, current_workflow, plan_of
+from parflow.api.tasks import Bound, as_task, current_workflow, plan_of
 from parflow.core.plan import Plan
 from parflow.errors import GraphError, LazyValueError
 from parflow.nodes import Arguments, CallNode, OutputNode, Slot, Task, Use, replace_in
@@ -325,9 +326,9 @@ def packed(value: Any) -> Use:
     """Return the use of a lazy result; of anything else, of a call that puts it together."""
     if isinstance(value, Lazy):
         return value._use()  # noqa: SLF001 - one face
-    if hasattr(value, "unbound"):
-        return packed(value.unbound)
-    return Use(CallNode("call", "value", as_task(same, "value"), arguments_of((value,), {})))
+    beside: list[Use] = []
+    made = arguments_of((_unbound(value, beside),), {})
+    return Use(CallNode("call", "value", as_task(same, "value"), replace(made, uses=(*made.uses, *beside))))
 
 
 def same(value: Any) -> Any:
@@ -343,8 +344,22 @@ def uses_of(made: Any, results: int) -> list[Use]:
     GraphError
         When it returned another number of them.
     """
-    if hasattr(made, "unbound"):  # a workflow with its arguments: also what it does beside its result
-        return [*uses_of(made.unbound, results), *made.beside]
+    beside: list[Use] = []
+    made = _unbound(made, beside)
+    return [*_results(made, results), *beside]
+
+
+def _unbound(made: Any, beside: list[Use]) -> Any:
+    """Put what workflows return in the place of workflows with their arguments; ``beside`` gets what else they do."""
+
+    def put(bound: Bound) -> Any:
+        beside.extend(bound.beside)
+        return _unbound(bound.unbound, beside)
+
+    return replace_in(made, (Bound,), put)
+
+
+def _results(made: Any, results: int) -> list[Use]:
     if results == 1:
         return [packed(made)]
     if not isinstance(made, (tuple, list)) or len(made) != results:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import parflow.errors
+from parflow.api.tasks import like
 from parflow.core.bindings import bind
 from parflow.core.history import STATUS_KINDS, RunState, decode, fold
 from parflow.core.plan import Plan
@@ -276,7 +277,7 @@ def fill(shape: Any, values: Sequence[Any]) -> Any:
         return values[shape]
     if isinstance(shape, dict):
         return {key: fill(item, values) for key, item in shape.items()}
-    return type(shape)(fill(item, values) for item in shape)
+    return like(shape, [fill(item, values) for item in shape])
 
 
 def status_of(row: RunRow) -> str:

@@ -236,6 +236,11 @@ def _name(function: Any) -> str:
     return "lambda" if name == "<lambda>" else name
 
 
+def like(kind: Any, items: list[Any]) -> Any:
+    """Return a list or tuple of the kind of another one, a named tuple as well."""
+    return type(kind)(*items) if hasattr(kind, "_fields") else type(kind)(items)
+
+
 class Bound:
     """A workflow with its arguments: what is to be run.
 
@@ -264,7 +269,7 @@ class Bound:
         if isinstance(returned, Lazy):
             return self._place(returned)
         if isinstance(returned, (tuple, list)):
-            return type(returned)(self._take(item) for item in returned)
+            return like(returned, [self._take(item) for item in returned])
         if isinstance(returned, dict):
             return {key: self._take(item) for key, item in returned.items()}
         if returned is None:

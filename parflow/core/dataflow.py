@@ -135,7 +135,7 @@ class Dataflow:
                     stack += [address[0] for address in self._needs(node)]
         gone = self.wanted - kept
         self.wanted = kept
-        unfinished = sorted(node for node in gone if not self._finished(node))
+        unfinished = sorted(node for node in gone if node not in self.failed and not self._finished(node))
         for node in unfinished:
             for address in {place(address) for address in self._needs(node)}:
                 if node in self._waiters.get(address, ()):

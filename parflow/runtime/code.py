@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import cloudpickle
 
-from parflow.core.plan import Stage
+from parflow.core.plan import Plan, Stage
 from parflow.errors import CodeError
 from parflow.nodes import Task
 
@@ -57,6 +57,14 @@ def pack_task(task: Task) -> bytes:
         return dumps(task)
     except Exception as error:
         raise _refused(task, error) from error
+
+
+def refused_arguments(plan: Plan, error: BaseException) -> CodeError:
+    """Return the error that names the call whose arguments can't travel."""
+    for call in plan.calls:
+        if _fails(call.arguments):
+            return CodeError(call.name, f"what it is given can't travel to another process: {error}. Make it inside the task.")
+    return CodeError(plan.name, f"its plan can't travel to another process: {error}")
 
 
 def _fails(thing: Any) -> bool:

@@ -338,7 +338,7 @@ class Executor:
         source = self.program.stages[number].source
         if self.program.stages[number].value is not None:  # the first of what the stage needs
             (binding, *_) = self._bindings(self.state.stages[number].facts.needs)
-            source = replace(source, iterable=load(binding, self.store))
+            source = source.of(load(binding, self.store))
         for count, item in enumerate(source.chunks(self.store)):
             if self._stopping.is_set():
                 return

@@ -11,7 +11,7 @@ import operator
 import pickle
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from parflow.core.bindings import Binding
@@ -98,7 +98,7 @@ def plain_stored(stage: Stage, index: int, kept: Any, run_id: str, values: list[
 def plain_items(stage: Stage, run_id: str, values: list[Any]) -> Receipt:
     """Run a stage on all items of the list that is the first of its values: how many only shows now."""
     store = MemoryStore()
-    chunks = [*replace(stage.source, iterable=values[0]).chunks(store)]
+    chunks = [*stage.source.of(values[0]).chunks(store)]
     parts = tuple(part for chunk in chunks for part in chunk.parts)
     return plain_chunk(stage, Chunk(0, "", parts, 0), store, run_id, values)
 

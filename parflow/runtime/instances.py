@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
 import threading
 import traceback
 from collections.abc import Callable, Mapping
@@ -13,7 +14,7 @@ from parflow.core.bindings import Binding
 from parflow.core.forms import More, inner, is_async, is_built, within
 from parflow.core.plan import Stage, Step
 from parflow.errors import CodeError
-from parflow.model import Address
+from parflow.model import Address, digest
 from parflow.nodes import Task
 from parflow.runtime.pipeline import Broken
 from parflow.runtime.values import filled
@@ -37,7 +38,7 @@ class Instances:
     def __init__(self, *, shared: bool) -> None:
         self.shared = shared
         self.lock = threading.RLock()
-        self.runs: dict[str, dict[str, Any]] = {}
+        self.runs: dict[str, dict[Any, Any]] = {}
         self.built: dict[str, list[Any]] = {}
 
     def ready(self, stage: Stage, run: str, code: str, values: Mapping[Address, Binding], store: Any) -> Stage:
@@ -52,11 +53,14 @@ class Instances:
         """
         if not any(step.arguments.args or step.arguments.kwargs or is_built(step.task.function) for step in stage.steps):
             return stage
+        given = digest(pickle.dumps(values)) if values else ""  # a loop runs the same code with other values
         with self.lock:
             mine = self._mine(run)
-            if code not in mine:
-                mine[code] = replace(stage, steps=tuple(self._step(step, run, values, store) for step in stage.steps))
-            made: Stage = mine[code]
+            if (code, given) not in mine:
+                tasks = [self._once(mine, (code, place), step.task, run) for place, step in enumerate(stage.steps)]
+                steps = tuple(_given(step, task, values, store) for step, task in zip(stage.steps, tasks, strict=True))
+                mine[code, given] = replace(stage, steps=steps)
+            made: Stage = mine[code, given]
             return made
 
     def task(self, task: Task, run: str, code: str) -> Task:
@@ -70,13 +74,15 @@ class Instances:
         if not is_built(task.function):
             return task
         with self.lock:
-            mine = self._mine(run)
-            if code not in mine:
-                mine[code] = self._built(task, run)
-            made: Task = mine[code]
-            return made
+            return self._once(self._mine(run), code, task, run)
 
-    def _mine(self, run: str) -> dict[str, Any]:
+    def _once(self, mine: dict[Any, Any], name: Any, task: Task, run: str) -> Task:
+        if name not in mine:
+            mine[name] = self._built(task, run)
+        made: Task = mine[name]
+        return made
+
+    def _mine(self, run: str) -> dict[Any, Any]:
         mine = self.runs[run] = self.runs.pop(run, {})  # the latest one last
         for old in [*self.runs][:-RUNS]:
             self._forget(old)
@@ -86,18 +92,6 @@ class Instances:
         """Close what was built, the latest first."""
         for run in [*self.runs][::-1]:
             self._forget(run)
-
-    def _step(self, step: Step, run: str, values: Mapping[Address, Binding], store: Any) -> Step:
-        task = self._built(step.task, run)
-        if not (step.arguments.args or step.arguments.kwargs):
-            return replace(step, task=task)
-        try:
-            args, kwargs = filled(step.arguments, [values[address] for address in step.needs], store)
-        except Exception as error:
-            what = f"a value that it is given can't be opened: {type(error).__name__}: {error}"
-            raise Broken(task.name, CodeError(task.name, what)) from error
-        given = More(inner(task.function), args, kwargs)
-        return replace(step, task=replace(task, function=within(task.function, given)))
 
     def _built(self, task: Task, run: str) -> Task:
         function = task.function
@@ -122,6 +116,19 @@ class Instances:
             if callable(close):
                 with contextlib.suppress(Exception):  # its work is done, and kept
                     _loop(close) if is_async(close) else close()
+
+
+def _given(step: Step, task: Task, values: Mapping[Address, Binding], store: Any) -> Step:
+    """Return a step whose function is called with the values that it needs."""
+    if not (step.arguments.args or step.arguments.kwargs):
+        return replace(step, task=task)
+    try:
+        args, kwargs = filled(step.arguments, [values[address] for address in step.needs], store)
+    except Exception as error:
+        what = f"a value that it is given can't be opened: {type(error).__name__}: {error}"
+        raise Broken(task.name, CodeError(task.name, what)) from error
+    given = More(inner(task.function), args, kwargs)
+    return replace(step, task=replace(task, function=within(task.function, given)))
 
 
 def _in_turns(made: Callable[..., Any]) -> Callable[..., Any]:

@@ -29,11 +29,15 @@ def keep(store: Any, plan: Plan, shape: Any = None) -> Kept:
     CodeError
         Naming the step, and what it uses, that can't travel.
     """
-    from parflow.runtime.code import dumps, pack, pack_task
+    from parflow.runtime.code import dumps, pack, pack_task, refused_arguments
 
     stages = tuple(_put(store, pack(stage)) for stage in plan.stages)
     tasks = tuple(_put(store, pack_task(task)) for task in plan.tasks)
-    return Kept(_put(store, dumps((plan, stages, tasks, shape))), plan, stages, tasks)
+    try:
+        whole = dumps((plan, stages, tasks, shape))
+    except Exception as error:
+        raise refused_arguments(plan, error) from error
+    return Kept(_put(store, whole), plan, stages, tasks)
 
 
 def fetch(store: Any, key: str, plan: Plan | None = None) -> Kept:

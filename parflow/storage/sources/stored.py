@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
-from parflow.errors import CodeError, StoreError
+from parflow.errors import CodeError, StoreError, UsageError
 from parflow.model import Part, digest
 from parflow.storage.sources.items import ItemsSource
 
@@ -90,6 +90,18 @@ class ValueSource(ItemsSource):
 
     def check(self) -> None:
         """Do nothing: what it goes through is still to be made."""
+
+    def of(self, value: Any) -> ValueSource:
+        """Return the source of a value's items.
+
+        Raises
+        ------
+        UsageError
+            When it has none.
+        """
+        if isinstance(value, (str, bytes)) or not any(hasattr(type(value), name) for name in ("__iter__", "__getitem__")):
+            raise UsageError(f"expand() was given {value!r:.80}, which is no list; the step before it has to make one")
+        return replace(self, iterable=value)
 
     def record_id(self, part: Part, offset: int) -> str:  # noqa: ARG002
         """Name an item: its position."""
