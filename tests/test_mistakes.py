@@ -39,7 +39,7 @@ from parflow.api.checks import (
     check_sinks,
     guard_recursion,
 )
-from parflow.api.datasets import Lazy
+from parflow.api.lazy import Lazy
 from parflow.core.forms import Batched, Concurrent
 from parflow.errors import GraphError, LazyValueError, UsageError
 from parflow.storage.sinks import JSONLinesSink, ParquetSink

@@ -221,6 +221,8 @@ class Value(Lazy):
         return f"Value<{self._node.name}{f'[{self._item}]' if many else ''}>"
 
     __hash__ = object.__hash__
+    __array_ufunc__ = None  # numpy leaves an operator to us, and so does pandas: both would take each item by itself
+    __pandas_priority__ = 5000
     __lt__ = _operator(operator.lt)
     __le__ = _operator(operator.le)
     __gt__ = _operator(operator.gt)

@@ -240,22 +240,23 @@ class Coordinator:
             self._requeue(CallJob(~node, self.state.calls[~node].facts.task))
             return
         stage = self.state.stages[node]
-        if node in self._begun:  # it was cancelled, and is wanted again
+        again = node in self._begun  # it was cancelled, and is wanted again
+        if again:
             self._trees.again(node)
         else:
             self._trees.resume(node)
         self._begun.add(node)
+        pending = () if self._is_cut(stage) else tuple(stage.pending.values())
         if not stage.closed and stage.facts.base is not None:
             self._take_listing(ChunksListed(node, last=True))  # the state knows what they are
-            return
-        if not stage.closed:
+        elif not stage.closed and not again:  # else it's still being listed
             self._out.append(List(node, stage.listed))
         for output, seconds in enumerate(stage.facts.deadlines):
             if seconds and output not in stage.cuts and output not in stage.patient and not stage.opened:
                 self._out.append(Ring(node, output, seconds))
         for output in stage.cuts:
             self._trees.cut(node, output)
-        for piece in () if self._is_cut(stage) else tuple(stage.pending.values()):
+        for piece in pending:
             self._enqueue(node, piece, fresh=not stage.chunks[piece.chunk].receipts)
         self._look(node)
 
@@ -290,6 +291,8 @@ class Coordinator:
         self._push((int(fresh), -chunk.weight, number, piece.chunk, piece.first), self._job(number, piece))
 
     def _push(self, rank: tuple[int, int, int, int, int], job: Job) -> None:
+        if job.node not in self._flow.wanted or job.node in self._flow.failed:  # it's asked for again if it's wanted again
+            return
         self._pushed += 1  # a last word where ranks tie, so that jobs themselves are never compared
         heapq.heappush(self._queue, (*rank, self._pushed, job))
 

@@ -141,6 +141,8 @@ class Dataflow:
                 if node in self._waiters.get(address, ()):
                     self._waiters[address].remove(node)
         self.ready = deque(node for node in self.ready if node in kept)
+        self.verdicts = deque(other for other in self.verdicts if ~other.call in kept)
+        self._judged &= kept
         return tuple(unfinished)
 
     # --- how news spread ------------------------------------------------------------------------------------------------

@@ -108,6 +108,7 @@ def work(job: Job) -> Receipt:
     """What an honest worker gives where nothing goes wrong: the names of chunks, bracketed by merges."""
     if isinstance(job, ChunkJob):
         return done(f"{job.piece.chunk} ")
+    assert isinstance(job, MergeJob)
     return done("(" + "".join((ref.inline or b"").decode() for ref in job.inputs) + ")")
 
 

@@ -674,3 +674,12 @@ def test_any_graph_gives_what_plain_python_gives(
     flow = pf.workflow(lambda: [lazy for lazy, _ in graph()])
     assert flow().compute() == wanted
     assert finished(flow(), isolation="inline") == wanted
+
+
+def test_numpy_and_pandas_leave_an_operator_to_the_value() -> None:
+    import numpy as np
+    import pandas as pd
+
+    two = pf.call(int, "2")
+    assert (np.array([1, 2]) * two).compute().tolist() == [2, 4]
+    assert (pd.Series([1, 2]) + two).compute().tolist() == [3, 4]

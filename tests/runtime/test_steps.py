@@ -27,10 +27,11 @@ from parflow.errors import GraphError, ParflowError, RunError, UsageError
 from parflow.model import ChunkJob, Failure, Piece, Receipt
 from parflow.nodes import SourceNode
 from parflow.runtime.code import pack
-from parflow.runtime.graph import MemoryStore, unpickle_all
+from parflow.runtime.graph import MemoryStore
 from parflow.runtime.marker import ORDINAL, STOP, WORDS
 from parflow.runtime.pipeline import Context, run_piece
 from parflow.runtime.sandbox import Sandbox
+from parflow.runtime.values import unpickle_all
 from parflow.runtime.worker import Batch
 from parflow.storage.sources import ItemsSource
 from parflow.storage.store import open_store

@@ -8,7 +8,9 @@ that counts twice, two in the wrong order or another shape of the tree all show 
 """
 
 from parflow.runtime.simulator.audit import Audit
+from parflow.runtime.simulator.chance import random_faults, random_world
 from parflow.runtime.simulator.simulation import Outcome, simulate
+from parflow.runtime.simulator.truth import Truth, expected
 from parflow.runtime.simulator.world import (
     BATCH_FAULTS,
     CALM,
@@ -17,16 +19,16 @@ from parflow.runtime.simulator.world import (
     ROUGH,
     Fate,
     Faults,
+    VirtualCall,
+    VirtualGraph,
     VirtualRecord,
     VirtualStage,
     World,
-    expected,
-    random_faults,
-    random_world,
 )
 
 __all__ = [
     "BATCH_FAULTS", "CALM", "CAUSES", "FATES", "ROUGH",
-    "Audit", "Fate", "Faults", "Outcome", "VirtualRecord", "VirtualStage", "World",
+    "Audit", "Fate", "Faults", "Outcome", "Truth",
+    "VirtualCall", "VirtualGraph", "VirtualRecord", "VirtualStage", "World",
     "expected", "random_faults", "random_world", "simulate",
 ]  # fmt: skip

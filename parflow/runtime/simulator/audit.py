@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
 from parflow.core.coordinator import Coordinator
 from parflow.core.history import (
     BarrierOpened,
+    Called,
     ChunksListed,
+    Decided,
     Entry,
+    Grown,
     Merged,
+    Owned,
     PieceEnded,
     Published,
     RunEnded,
@@ -25,9 +29,11 @@ from parflow.core.signals import (
     BatchLost,
     BatchReturned,
     Broke,
+    Cancel,
     Durable,
     Finish,
     Instruction,
+    List,
     Publish,
     SlotsChanged,
     Stimulus,
@@ -35,14 +41,14 @@ from parflow.core.signals import (
     Submit,
     Yield,
 )
-from parflow.model import ChunkJob, Cursor, MergeJob, Piece, Receipt
-from parflow.runtime.simulator.world import CAUSES, VirtualRecord, World
+from parflow.model import CallJob, ChunkJob, Cursor, Job, MergeJob, Piece, Receipt, Ref
+from parflow.runtime.simulator.branches import Branches
+from parflow.runtime.simulator.rules import must, span_of
+from parflow.runtime.simulator.truth import Cast, Named
+from parflow.runtime.simulator.wants import Key, Wants
+from parflow.runtime.simulator.world import CAUSES, World
 
-
-def must(condition: object, rule: str, *what: object) -> None:
-    """Raise an AssertionError that states the rule when it is broken."""
-    if not condition:
-        raise AssertionError(f"{rule}: {', '.join(map(repr, what))}")
+Found = Mapping[tuple[int, Piece], Receipt]
 
 
 class Audit:
@@ -54,32 +60,48 @@ class Audit:
         What there is to do.
     entries : iterable of Entry
         What was durable when the coordinator began.
+    read : callable
+        Opens a result.
+    found : mapping
+        The results in the store that the coordinator was told of.
     """
 
-    def __init__(self, world: World, entries: Iterable[Entry]) -> None:
-        self.world = world
-        self.chunks = [stage.chunks for stage in world.stages]
+    def __init__(self, world: World, entries: Iterable[Entry], read: Callable[[Ref], bytes], found: Found) -> None:
+        self.world, self.found = world, found
+        self.cast = Cast(world, read)
         self.state = RunState()
+        self.wants = Wants(self.state, self._settled)
+        self.branches = Branches(world, self.state, self.wants, self.cast)
         self.ended: dict[tuple[int, int, int], bool] = {}  # a record: whether it is a dead letter
-        self.tickets: dict[tuple[int | str, ...], int] = {}  # of each stage, chunk, node and barrier, the last entry's
+        self.tickets: dict[Key, int] = {}  # of each stage, chunk, node, barrier and call, the last entry's
         self.unsent: dict[tuple[int, int], int] = {}  # fresh chunks and their weights
         self.open: dict[str, Submit] = {}
         self.flying: Counter[tuple[object, ...]] = Counter()
+        self.back: dict[tuple[object, ...], tuple[Job, Receipt]] = {}  # what has just come back
+        self.listing: set[int] = set()
         self.slots = self.ticket = self.durable = 0
-        self.stopped = self.abandoned = False
+        self.stopped = self.abandoned = self.live = False
         for entry in entries:
             self._take(entry)
+        self.live = True
+        self.branches.begin()
 
     def hear(self, stimulus: Stimulus) -> None:
         """Note what the coordinator is told."""
+        self.back.clear()
         match stimulus:
             case SlotsChanged(slots):
                 self.slots = slots
             case BatchReturned(attempt) | BatchLost(attempt):
                 if submit := self.open.pop(attempt, None):
                     self.flying.subtract(map(_identity, submit.jobs))
+                    if isinstance(stimulus, BatchReturned):
+                        pairs = zip(submit.jobs, stimulus.receipts, strict=True)
+                        self.back = {_identity(job): (job, receipt) for job, receipt in pairs if receipt is not None}
+                        self.branches.suspect(self.back.values())
             case Durable(count):
                 self.durable = count
+                self.branches.look()
             case StopRequested(now):
                 self.stopped, self.abandoned = True, self.abandoned or now
             case Broke():
@@ -98,60 +120,127 @@ class Audit:
                 self._submit(instruction)
             case Yield(attempts):
                 must(set(attempts) <= set(self.open), "only batches in flight are asked to yield", attempts)
+            case Cancel(attempts):
+                must(set(attempts) <= set(self.open), "only batches in flight are cancelled", attempts)
+                cancelled = [self.open.pop(attempt) for attempt in attempts]
+                for submit in cancelled:
+                    self.flying.subtract(map(_identity, submit.jobs))
+                self.branches.cancelled += cancelled
+            case List(stage, skip):
+                must(skip == self.state.stages[stage].listed, "listing goes on where it stood", instruction)
+                must(stage not in self.listing, "a stage is listed once", instruction)
+                self.listing.add(stage)
+                self._may_begin(stage, instruction)
             case Publish(stage, output):
                 must(self._settled(("barrier", stage)), "nothing is published before its barrier is durable", stage, output)
+                must(stage in self.branches.wanted, "nothing is done that nobody wants", instruction)
             case Finish(ended):
                 must(self.state.ended == ended and self.durable == self.ticket, "the end is durable first", ended)
 
     def check(self, coordinator: Coordinator) -> None:
         """Compare the coordinator with the fold of its entries, and see that a finished one asks for nothing."""
         must(self.state == coordinator.state, "the state is the fold of the entries")
+        self.branches.check(self.open.values(), ending=coordinator.ending is not None)
         if coordinator.finished:
             late: list[Stimulus] = [BatchLost(attempt, "") for attempt in self.open]
             late += [SlotsChanged(9), Durable(self.ticket), StopRequested(now=True)]
             must(not any(coordinator.handle(stimulus) for stimulus in late), "nothing is asked after the end")
 
-    def _settled(self, *keys: tuple[int | str, ...]) -> bool:
+    def _settled(self, *keys: Key) -> bool:
         return all(self.tickets.get(key, sys.maxsize) <= self.durable for key in keys)
 
+    # --- entries ----------------------------------------------------------------------------------------------------------
+
     def _take(self, entry: Entry) -> None:
+        before = len(self.state.stages[entry.stage].chunks) if isinstance(entry, ChunksListed) else 0
         match entry:
             case PieceEnded(stage, piece):
                 self._piece(entry)
                 self.tickets["chunk", stage, piece.chunk] = self.tickets["stage", stage] = self.ticket
                 self.unsent.pop((stage, piece.chunk), None)
             case ChunksListed(stage):
-                must(not self.state.stages[stage].closed, "a closed list stays closed", stage)
-                self.tickets["stage", stage] = self.ticket
-                self.unsent.update({(stage, chunk.index): chunk.weight for chunk in entry.chunks})
-            case Merged(stage, output, level, index):
-                must((output, 0, level, index) not in self.state.stages[stage].merged, "a node is merged once", entry)
-                self.tickets["node", stage, output, level, index] = self.ticket
+                self._listed(entry)
+                self.tickets["list", stage] = self.tickets["stage", stage] = self.ticket
+            case Merged(stage, output, level, index, bucket=bucket):
+                node = (output, bucket, level, index)
+                must(node not in self.state.stages[stage].merged, "a node is merged once", entry)
+                receipt = self._came_back((stage, *node, "merge"), entry)
+                must(receipt is None or receipt.results == (entry.result,), "what is written down came back", entry)
+                self.tickets["node", stage, output, bucket, level, index] = self.ticket
             case BarrierOpened(stage):
                 self._barrier(entry)
                 self.tickets["barrier", stage] = self.ticket
             case Published(stage, output):
                 must(output not in self.state.stages[stage].published, "a sink is published once", entry)
-            case RunEnded(status):
-                must(self.abandoned or not self.open, "a run ends with nothing in flight", *self.open)
-                done = all(stage.opened for stage in self.state.stages)
-                must(done or status != "succeeded", "a run succeeds when all barriers are open")
+                self.tickets["published", stage, output] = self.ticket
+            case Called(call) | Grown(call):
+                receipt = self._came_back((~call, "call"), entry)
+                self.branches.called(entry, receipt, alone=receipt is not None and self.back[~call, "call"][0].alone)
+                self.tickets["call", call] = self.ticket
+            case Decided(call):
+                self.branches.decided(entry, live=self.live)
+                self.tickets["call", call] = self.ticket
+            case Owned():
+                self.branches.failed.clear()
+            case RunEnded():
+                self._run_ended(entry)
         self.state.apply(entry)
+        if isinstance(entry, ChunksListed):
+            chunks = self.state.stages[entry.stage].chunks[before:]
+            self.unsent.update({(entry.stage, state.chunk.index): state.chunk.weight for state in chunks})
+        if isinstance(entry, Grown):
+            self.branches.grown(entry)
+
+    def _came_back(self, key: tuple[object, ...], entry: Entry) -> Receipt | None:
+        """Return the receipt that an entry rests on; None for what was written before."""
+        if not self.live:
+            return None
+        must(key in self.back, "what is written down came back, and was not cancelled", entry)
+        return self.back[key][1]
+
+    def _listed(self, entry: ChunksListed) -> None:
+        stage = self.state.stages[entry.stage]
+        must(not stage.closed, "a closed list stays closed", entry)
+        must(stage.facts.base is None or not entry.chunks, "what another stage knows is not listed again", entry)
+        if self.live and stage.facts.base is not None:
+            self._may_begin(entry.stage, entry)
+        indexes = [chunk.index for chunk in entry.chunks]
+        must(indexes == [*range(len(stage.chunks), len(stage.chunks) + len(indexes))], "a chunk is listed once", entry)
+
+    def _may_begin(self, number: int, what: object) -> None:
+        """See that a stage has all that it waits for."""
+        facts = self.state.stages[number].facts
+        must(number in self.branches.wanted, "nothing is done that nobody wants", what)
+        must(self.wants.there(facts.needs), "a stage begins when all that it needs is durable", what)
+        must(facts.base is None or self.wants.there([facts.base]), "a stage goes on from what is durable", what)
+
+    def _run_ended(self, entry: RunEnded) -> None:
+        must(not self.live or self.abandoned or not self.open, "a run ends with nothing in flight", *self.open)
+        there = self.wants.there(self.wants.targets)
+        must(there or entry.status != "succeeded", "a run succeeds when all that it is for is there", entry)
+        lost = entry.error == "CallFailedError"
+        must(not lost or self.branches.truth.lost, "a run fails only when what it is for can't be had", entry)
+
+    def _records(self, number: int, chunk: int) -> list[Named]:
+        return self.cast.records(number, self.state.stages[number].chunks[chunk].chunk)
 
     def _piece(self, entry: PieceEnded) -> None:
         """Every record of a piece is committed, a dead letter, or in one piece of the rest: exactly one of these."""
         stage, piece, receipt, failure = entry.stage, entry.piece, entry.receipt, entry.failure
-        records = self.chunks[stage][piece.chunk]
+        fates = [record.fate for _, record in self._records(stage, piece.chunk)]
         must(self.state.stages[stage].pending.get((piece.chunk, piece.first)) == piece, "only a pending piece ends", entry)
-        span = span_of(piece, records)
+        span = span_of(piece, fates)
         must(not piece.alone or len(span) == 1, "a suspect is one record", entry)
+        if (receipt is None or self.found.get((stage, piece)) != receipt) and self.live:
+            came = self._came_back((stage, piece.chunk, piece.first), entry)
+            must(receipt is None or came == receipt, "what is written down came back", entry)
         stop = span.start if receipt is None else span.stop if receipt.status == "done" else _cursor(receipt).ordinal
-        ended = {ordinal: records[ordinal].fate in CAUSES for ordinal in range(span.start, stop)}
+        ended = {ordinal: fates[ordinal] in CAUSES for ordinal in range(span.start, stop)}
         if failure is not None:
-            must(CAUSES.get(records[failure.ordinal].fate) == failure.cause, "only the guilty are condemned", failure)
+            must(CAUSES.get(fates[failure.ordinal]) == failure.cause, "only the guilty are condemned", failure)
             must(piece.alone or failure.cause == "timeout", "a crash is condemned only when it was alone", entry)
             ended[failure.ordinal] = True
-        parts = sorted([*ended, *(ordinal for rest in entry.rest for ordinal in span_of(rest, records))])
+        parts = sorted([*ended, *(ordinal for rest in entry.rest for ordinal in span_of(rest, fates))])
         must(parts == list(span), "a piece's records end once or are in the rest once", entry)
         taken = [r for r in entry.rest if r.first != piece.first and (r.chunk, r.first) in self.state.stages[stage].pending]
         must(not taken, "pending pieces do not overlap", entry)
@@ -161,13 +250,18 @@ class Audit:
 
     def _barrier(self, entry: BarrierOpened) -> None:
         number, stage, owned = entry.stage, self.state.stages[entry.stage], self.state.owned
-        records = {(number, c, o) for c, chunk in enumerate(self.chunks[number]) for o in range(len(chunk))}
+        records = {(number, c, o) for c in range(len(stage.chunks)) for o in range(len(self._records(number, c)))}
+        virtual = self.cast.stages[number].node
+        must(stage.facts.base is not None or len(stage.chunks) == len(virtual.chunks), "all chunks are listed", entry)
         must(stage.closed and records <= self.ended.keys(), "a barrier opens when every record has ended", entry)
         must(not stage.opened and self._settled(("stage", number)), "a barrier opens once, on durable entries", entry)
-        rejected = self.world.stages[number].inputs.count(None)
+        must(not self.live or number in self.branches.wanted, "nothing is done that nobody wants", entry)
+        rejected = virtual.inputs.count(None)
         failed = rejected + sum(self.ended[record] for record in records)
         accepted = owned is not None and Tolerance(owned.max_failures).accepts(failed, len(records) + rejected)
         must(accepted and failed == entry.failed, "a barrier opens over tolerated failures only", entry)
+
+    # --- jobs -------------------------------------------------------------------------------------------------------------
 
     def _submit(self, submit: Submit) -> None:
         must(not self.stopped, "nothing begins once the run is to stop", submit)
@@ -177,40 +271,56 @@ class Audit:
         self.flying.update(map(_identity, submit.jobs))
         must(max(self.flying.values()) == 1, "a job is in flight once", submit)
         for job in submit.jobs:
-            must(job.stage == submit.unit, "a batch is of one stage", submit)
-            if isinstance(job, MergeJob):
+            must(job.node in self.branches.wanted, "nothing runs that nobody wants", job)
+            must(not job.alone or len(submit.jobs) == 1, "a suspect travels alone", submit)
+            unit = ~job.task if isinstance(job, CallJob) else job.stage
+            must(unit == submit.unit, "a batch is of one stage or task", submit)
+            if isinstance(job, CallJob):
+                self.branches.may_call(job)
+            elif isinstance(job, MergeJob):
                 self._merge(job)
-                continue
-            piece, stage = job.piece, self.state.stages[job.stage]
-            must(stage.pending.get((piece.chunk, piece.first)) == piece, "only what is pending is run", job)
-            must(not piece.alone or len(submit.jobs) == 1, "a suspect travels alone", submit)
-            largest = max(self.unsent.values(), default=0)
-            if weight := self.unsent.pop((job.stage, piece.chunk), None):
-                must(weight == largest, "the largest chunk is begun first", job)
+            else:
+                self._chunk(job)
+
+    def _chunk(self, job: ChunkJob) -> None:
+        piece, stage = job.piece, self.state.stages[job.stage]
+        must(stage.pending.get((piece.chunk, piece.first)) == piece, "only what is pending is run", job)
+        must(stage.chunks[piece.chunk].chunk == job.chunk, "a job has its chunk", job)
+        must(self.wants.there(stage.facts.needs), "a stage runs on what is durable", job)
+        must(job.stage in self.listing or stage.closed, "a stage is listed before it runs", job)
+        wanted = self.branches.wanted
+        largest = max((weight for (number, _), weight in self.unsent.items() if number in wanted), default=0)
+        if weight := self.unsent.pop((job.stage, piece.chunk), None):
+            must(weight == largest, "the largest chunk is begun first", job)
 
     def _merge(self, job: MergeJob) -> None:
         stage, fan_in, first = self.state.stages[job.stage], self.world.fan_in, job.index * self.world.fan_in
         width = -(-len(stage.chunks) // fan_in ** (job.level - 1))
         must(stage.closed or first + fan_in <= width, "a merge covers what is listed", job)
+        must(job.bucket < stage.buckets(job.output), "a merge is of one bucket", job)
         children = range(first, min(first + fan_in, width))
-        below: list[tuple[int | str, ...]] = [("node", job.stage, job.output, job.level - 1, c) for c in children]
         if job.level == 1:
             must(all(not stage.chunks[c].pending for c in children), "a merge follows its chunks", job)
-            below = [("chunk", job.stage, c) for c in children]
+            below: list[Key] = [("chunk", job.stage, c) for c in children]
+            inputs = stage.results(job.output, children)
+        else:
+            places = [(job.output, job.bucket, job.level - 1, c) for c in children]
+            must(all(place in stage.merged for place in places), "a merge follows its children", job)
+            below = [("node", job.stage, *place) for place in places]
+            inputs = tuple(stage.merged[place] for place in places)
+        must(job.inputs == inputs, "a merge takes all that it covers, in order", job)
         must(self._settled(*below), "a merge rests on durable entries", job)
         must(not job.last or self._settled(("barrier", job.stage)), "the last merge follows the durable barrier", job)
+        must(job.last == (stage.closed and len(stage.chunks) <= fan_in**job.level), "the last merge is the root", job)
 
 
-def _identity(job: ChunkJob | MergeJob) -> tuple[object, ...]:
+def _identity(job: Job) -> tuple[object, ...]:
     """Name what a job does."""
     if isinstance(job, ChunkJob):
         return job.stage, job.piece.chunk, job.piece.first
-    return job.stage, job.output, job.level, job.index, "merge"
-
-
-def span_of(piece: Piece, records: Sequence[VirtualRecord]) -> range:
-    """Return the ordinals of a piece's records."""
-    return range(piece.first, max(piece.first, len(records) if piece.stop is None else piece.stop))
+    if isinstance(job, CallJob):
+        return job.node, "call"
+    return job.stage, job.output, job.bucket, job.level, job.index, "merge"
 
 
 def _cursor(receipt: Receipt) -> Cursor:

@@ -1,4 +1,4 @@
-"""One run on the virtual cluster: executor, journal, store and workers in one, on a heap of events."""
+"""One run on the virtual cluster: executor and journal on a heap of events, with workers and a store."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ import pickle
 import random
 from collections import Counter, deque
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
+from parflow.core.bindings import bind
 from parflow.core.coordinator import Coordinator
-from parflow.core.history import ChunksListed, Owned, Published, RunStarted, decode, encode, fold
+from parflow.core.history import ChunksListed, Grown, Owned, Published, RunStarted, RunState, decode, encode, fold
 from parflow.core.signals import (
     Append,
     BatchLost,
     BatchReturned,
     Broke,
+    Cancel,
     Durable,
     Instruction,
     List,
@@ -29,51 +31,40 @@ from parflow.core.signals import (
     Submit,
     Yield,
 )
-from parflow.model import (
-    Chunk,
-    ChunkJob,
-    Cursor,
-    Failure,
-    MergeJob,
-    Part,
-    Piece,
-    Receipt,
-    Ref,
-    Rejected,
-    SinkFile,
-    StageFacts,
-    Tally,
-    chunk_id,
-    digest,
-    make_ref,
-)
-from parflow.runtime.simulator.audit import Audit, must, span_of
-from parflow.runtime.simulator.world import BATCH_FAULTS, CALM, CAUSES, Faults, World, expected
+from parflow.model import Address, Chunk, MergeJob, Part, Piece, Rejected, chunk_id, digest
+from parflow.runtime.simulator.audit import Audit
+from parflow.runtime.simulator.rules import must
+from parflow.runtime.simulator.truth import INPUT, Cast, Truth, UndecidedError, expected, mark, said
+from parflow.runtime.simulator.workers import Batch, Receipts, Store, Workers
+from parflow.runtime.simulator.world import BATCH_FAULTS, CALM, Faults, VirtualCall, World, facts_of, nodes
 
-INLINE = 24
-"""A larger result goes to the virtual store, so that both ways are taken (bytes)."""
-MERGE_SECONDS = 0.05
+FAILURES = 3
+"""How often a run that must fail is seen to do so."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What came of a run.
 
-    ``results`` are by stage and output; ``dead`` are the names of the dead letters, sorted; ``makespan`` is in virtual
-    seconds; ``faults`` counts what was done to the run.
+    ``results`` are by target; ``dead`` are the names of the dead letters of what the targets rest on, sorted; ``picks`` are
+    the branches that won, by the label of the decision; ``makespan`` is in virtual seconds; ``faults`` counts what was done
+    to the run. A run that had to fail has neither results nor dead letters.
     """
 
-    results: dict[tuple[int, int], bytes]
+    results: dict[Address, bytes]
     dead: tuple[str, ...]
     makespan: float
     steps: int
     batches: int
     restarts: int
     faults: dict[str, int]
+    picks: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def simulate(world: World, seed: int = 0, faults: Faults = CALM, *, audit: bool = True) -> Outcome:
-    """Run a virtual workflow to its successful end, through all faults, and return what came of it.
+    """Run a virtual workflow to its end, through all faults, and return what came of it.
+
+    That is its success, unless what it is for can't be had: then it's seen to fail, and again each time it's resumed.
 
     Parameters
     ----------
@@ -107,49 +98,39 @@ def simulate(world: World, seed: int = 0, faults: Faults = CALM, *, audit: bool 
         raise AssertionError(f"seed {seed}: {type(error).__name__}: {error}\n{story}") from error
 
 
-@dataclass(slots=True)
-class _Batch:
-    """A batch on the virtual cluster, the coordinator that sent it, and the fault it meets after ``fuse`` records."""
-
-    submit: Submit
-    epoch: int
-    fault: str = ""
-    fuse: int = 0
-    yielding: bool = False
-    begun: float = 0.0
-
-
 class Simulation:
-    """One run: the executor, the journal, the store and the cluster in one, on a heap of events."""
+    """One run: the executor, the journal and the cluster in one, on a heap of events."""
 
     def __init__(self, world: World, seed: int, faults: Faults, audit: bool) -> None:
         self.world, self.faults, self.auditing = world, faults, audit
-        self.chunks = [stage.chunks for stage in world.stages]
+        self.truth = Truth(world)
         self.rng = random.Random(seed)  # noqa: S311 - chance to repeat, not to keep a secret
         self.now = 0.0
         self.story: deque[tuple[float, object]] = deque(maxlen=60)
         self.met: Counter[str] = Counter()
         self.steps = self.batches = self.epoch = 0
-        self.patience = 10_000 + 50 * sum(len(records) for chunks in self.chunks for records in chunks)
+        every = [node for _, _, node in nodes(world.graph)]
+        weights = [1 if isinstance(node, VirtualCall) else 10 + sum(map(len, node.chunks)) for node in every]
+        self.patience = 10_000 + 50 * sum(weights)
         self.journal: list[tuple[str, bytes]] = []
         self.buffer: list[tuple[int, tuple[str, bytes]]] = []
-        self.store: dict[str, bytes] = {}
-        self.found: dict[tuple[int, Piece], Receipt] = {}  # results in the store, as a restarted coordinator finds them
-        self.staged: dict[str, bytes] = {}
-        self.published: dict[tuple[int, int], bytes] = {}
-        self.crashed: set[tuple[int, int, int]] = set()
+        self.failures = 0
+        self.store = Store()
+        self.workers = Workers(world, self.truth, self.store, lambda: self.now)
+        self.published: dict[Address, bytes] = {}
         self.slots = world.slots
-        self.waiting: deque[_Batch] = deque()
-        self.running: dict[str, _Batch] = {}
+        self.waiting: deque[Batch] = deque()
+        self.running: dict[str, Batch] = {}
         self._events: list[tuple[float, int, int, Callable[[], None]]] = []
         self._scheduled = 0
 
     def run(self) -> Outcome:
-        """Go through the events until the run has succeeded."""
-        facts = tuple(StageFacts(f"stage {i}", ("read",), s.kinds, s.kinds) for i, s in enumerate(self.world.stages))
-        self.journal.append(encode(RunStarted("simulated", "", facts, self.world.fan_in)))
+        """Go through the events until the run has succeeded, or has failed often enough."""
+        graph, targets = facts_of(self.world.graph), self.world.targets
+        started = RunStarted("simulated", "", graph.stages, self.world.fan_in, {}, graph.tasks, graph.calls, targets)
+        self.journal.append(encode(started))
         self._begin(self.world.max_failures)
-        while self.coordinator.state.status != "succeeded" or not self.coordinator.finished:
+        while not self._is_over():
             self._misfortune()
             self._start_batches()  # a coordinator that has just begun anew may have sent some
             must(self._events, "a run never stands still")
@@ -160,6 +141,9 @@ class Simulation:
                 act()
                 self._start_batches()
         return self._outcome()
+
+    def _is_over(self) -> bool:
+        return self.coordinator.finished and (self.coordinator.state.status == "succeeded" or self.failures >= FAILURES)
 
     def _later(self, delay: float, act: Callable[[], None], *, outlives: bool = False) -> None:
         self._scheduled += 1
@@ -197,11 +181,21 @@ class Simulation:
         self.journal.append(encode(Owned(self.epoch, "simulator", max_failures)))
         entries = [decode(*entry) for entry in self.journal]
         self.coordinator = Coordinator("run", fold(entries), window=self.world.window)
-        self.audit = Audit(self.world, entries) if self.auditing else None
-        adopted = [(stage, piece, receipt) for (stage, piece), receipt in self.found.items()]
+        found = {key: receipt for key, receipt in self.store.found.items() if self._is_pending(*key)}
+        self.cast = Cast(self.world, self.store.read)
+        for entry in entries:
+            if isinstance(entry, Grown):
+                self.cast.grow(entry.call)
+        self.audit = Audit(self.world, entries, self.store.read, found) if self.auditing else None
+        adopted = [(stage, piece, receipt) for (stage, piece), receipt in found.items()]
         self.rng.shuffle(adopted)
         self._carry_out(self.coordinator, self.coordinator.start(adopted))
         self._tell(SlotsChanged(self.slots))
+
+    def _is_pending(self, stage: int, piece: Piece) -> bool:
+        """Tell whether a restarted coordinator is told of what the store has of a piece."""
+        state = self.coordinator.state.stages[stage]
+        return not state.facts.needs and piece.chunk < len(state.chunks) and bool(state.chunks[piece.chunk].pending)
 
     def _tell(self, stimulus: Stimulus) -> None:
         self.story.append((self.now, stimulus))
@@ -223,13 +217,18 @@ class Simulation:
             self._do(instruction)
         if self.audit and coordinator is self.coordinator:
             self.audit.check(coordinator)
-        if coordinator is self.coordinator and coordinator.finished and coordinator.state.status != "succeeded":
-            self._begin(self._tolerated())
+        if coordinator is self.coordinator and coordinator.finished:
+            state, failed = coordinator.state, _is_final(coordinator.state, self.world)
+            self.failures += failed
+            must(not failed or self.truth.lost, "a run fails only when what it is for can't be had", state.ended)
+            must(state.status != "succeeded" or not self.truth.lost, "a run without what it is for fails", state.ended)
+            if not self._is_over():
+                self._begin(self._tolerated())
 
     def _tolerated(self) -> float:
-        """Return max_failures for whoever goes on: what the last failed run says that it takes."""
-        state = self.coordinator.state
-        if state.ended is not None and state.ended.error == "TooManyFailuresError" and self.coordinator.finished:
+        """Return max_failures for whoever goes on: what the last failed run says that it takes, if more may be tolerated."""
+        state, fixed = self.coordinator.state, self.world.graph.decides
+        if state.ended is not None and state.ended.error == "TooManyFailuresError" and self.coordinator.finished and not fixed:
             return float(state.ended.arguments[1])
         return self.world.max_failures if state.owned is None else state.owned.max_failures
 
@@ -238,31 +237,56 @@ class Simulation:
             case List(stage, skip):
                 self._later(0, partial(self._list, stage, skip))
             case Append(entry, ticket):
+                if isinstance(entry, Grown):
+                    self.cast.grow(entry.call)
                 if not self.buffer:
                     self._later(0.01 + self.rng.uniform(0, self.faults.disk), self._flush)
                 self.buffer.append((ticket, encode(entry)))
             case Submit():
                 self.batches += 1
                 fault = self._strikes(self.faults.batch, *BATCH_FAULTS)
-                self.waiting.append(_Batch(instruction, self.epoch, fault, self.rng.randint(0, 3)))
+                given = {job.node: self._given(job.node) for job in instruction.jobs if not isinstance(job, MergeJob)}
+                self.waiting.append(Batch(instruction, self.epoch, given, fault, self.rng.randint(0, 3)))
             case Yield(attempts):
                 for batch in [*self.waiting, *self.running.values()]:
                     batch.yielding |= batch.submit.attempt in attempts
+            case Cancel(attempts):
+                self._cancel(attempts)
             case Publish(stage, output):
                 self._later(0.1, partial(self._publish, stage, output))
 
+    def _given(self, node: int) -> list[str]:
+        """Return the values that a node needs, as text."""
+        state = self.coordinator.state
+        needs = state.stages[node].facts.needs if node >= 0 else state.calls[~node].facts.needs
+        return [self._value(state, address) for address in needs]
+
+    def _value(self, state: RunState, address: Address) -> str:
+        read, read_all = self.store.read, self.store.read_all
+        return said(bind(state, address).load(lambda ref: read(ref).decode(), lambda refs: read_all(refs).decode()))
+
+    def _cancel(self, attempts: tuple[str, ...]) -> None:
+        """End batches; those that have begun may come back all the same."""
+        for batch in [*self.waiting, *self.running.values()]:
+            if batch.submit.attempt in attempts:
+                batch.ended = batch in self.waiting or self.rng.random() < 0.5
+                self.running.pop(batch.submit.attempt, None)
+        self.waiting = deque(batch for batch in self.waiting if not batch.ended)
+
     def _list(self, stage: int, at: int) -> None:
         """List a block of inputs: a few, or none; the last block says so, or an empty one after it."""
-        inputs = self.world.stages[stage].inputs
+        place = self.cast.stages[stage]
+        inputs = place.node.inputs
+        given = mark(self._given(stage)[:1]) if place.node.expands else ""
         stop = min(len(inputs), at + self.rng.randint(0, max(4, len(inputs) // 100)))
         index = sum(records is not None for records in inputs[:at])
         chunks, rejected = list[Chunk](), list[Rejected]()
-        for place, records in enumerate(inputs[at:stop], at):
-            path = f"{stage}.input{place}"
+        for number, records in enumerate(inputs[at:stop], at):
+            path = f"{place.label}.input{number}{given}"
             if records is None:
                 rejected.append(Rejected(path, "NotAFileError", "is a folder"))
             else:
-                parts = (Part(path, 0, None, len(records), "1"),)
+                parts = (Part(path, 0, None, len(records), INPUT),)
                 chunks.append(Chunk(index + len(chunks), chunk_id(parts), parts, 1 + len(records)))
         last = stop == len(inputs) and self.rng.random() < 0.7
         if not last:
@@ -280,10 +304,10 @@ class Simulation:
 
     def _publish(self, stage: int, output: int) -> None:
         files = self.coordinator.state.stages[stage].files(output)
-        content = b"".join(self.staged[file.path] for file in files)
+        content = b"".join(self.store.staged[file.path] for file in files)
         before = self.published.setdefault((stage, output), content)
         must(before == content, "a sink's content never changes", before, content)
-        self._tell(SinkPublished(Published(stage, output, {"files": len(files)})))
+        self._tell(SinkPublished(Published(stage, output, {"content": digest(content)})))
 
     # --- the cluster's part ---
 
@@ -292,11 +316,13 @@ class Simulation:
             batch = self.waiting.popleft()
             batch.begun = self.now
             self.running[batch.submit.attempt] = batch
-            self._proceed(batch, self._work(batch))
+            self._proceed(batch, self.workers.work(batch, self.cast))
 
-    def _proceed(self, batch: _Batch, work: Generator[float, None, tuple[Receipt | None, ...]]) -> None:
+    def _proceed(self, batch: Batch, work: Generator[float, None, Receipts]) -> None:
         """Let a batch go on to its next record, or meet its fault, or come back."""
         attempt = batch.submit.attempt
+        if batch.ended:
+            return
         if batch.fault in ("worker lost", "receipt late"):
             batch.fuse -= 1
             if batch.fuse < 0:
@@ -308,7 +334,7 @@ class Simulation:
         try:
             delay = next(work)
         except StopIteration as end:
-            receipts: tuple[Receipt | None, ...] = end.value
+            receipts: Receipts = end.value
             stimulus = BatchLost(attempt, "gone") if batch.fault == "receipt lost" else BatchReturned(attempt, receipts)
             if batch.fault == "receipt twice":
                 self._later(self.rng.uniform(0, 5), partial(self._come_back, batch, stimulus), outlives=True)
@@ -316,115 +342,58 @@ class Simulation:
         else:
             self._later(delay, partial(self._proceed, batch, work), outlives=True)
 
-    def _come_back(self, batch: _Batch, stimulus: Stimulus, *, free: bool = True) -> None:
+    def _come_back(self, batch: Batch, stimulus: Stimulus, *, free: bool = True) -> None:
         if batch.epoch != self.epoch:
             return
         if free:
             self.running.pop(batch.submit.attempt, None)
         self._tell(stimulus)
 
-    def _work(self, batch: _Batch) -> Generator[float, None, tuple[Receipt | None, ...]]:
-        """Do a batch as an honest worker does, and wait as long as it takes."""
-        receipts: list[Receipt | None] = []
-        for job in batch.submit.jobs:
-            if batch.fault == "untouched" or batch.yielding or (receipts and self._late(batch)):
-                receipts.append(None)
-            elif batch.fault == "broken":
-                receipts.append(Receipt("broken", failure=Failure("", "read", "exception", "ImportError", "no module")))
-            elif isinstance(job, MergeJob):
-                yield MERGE_SECONDS
-                data = b"(" + b"".join(map(self._read, job.inputs)) + b")" + b"!" * job.last
-                receipts.append(Receipt("done", results=(make_ref(data, self._put, INLINE),)))
-            else:
-                receipts.append((yield from self._chunk(batch, job)))
-        return tuple(receipts)
-
-    def _late(self, batch: _Batch) -> bool:
-        return self.now - batch.begun >= self.world.slice
-
-    def _chunk(self, batch: _Batch, job: ChunkJob) -> Generator[float, None, Receipt]:
-        """Run a piece of a chunk, record by record."""
-        piece, done, failures, begun = job.piece, list[str](), list[Failure](), self.now
-        records = self.chunks[job.stage][piece.chunk]
-        for ordinal in span_of(piece, records):
-            here = Cursor(ordinal, 0, ordinal) if ordinal > piece.first else piece.start
-            if batch.yielding or (self._late(batch) and ordinal > piece.first):
-                return self._receipt(job, done, failures, begun, here)
-            record, key = records[ordinal], (job.stage, piece.chunk, ordinal)
-            name = f"{job.stage}.{piece.chunk}.{ordinal}"
-            yield self.world.timeout if record.fate == "hangs" else record.seconds
-            cause = "crash" if record.fate == "crashes once" and key not in self.crashed else CAUSES.get(record.fate)
-            self.crashed.add(key)
-            failure = cause and Failure(name, "read", cause, "Error", "no", chunk=piece.chunk, ordinal=ordinal)
-            if failure and cause in ("crash", "timeout", "memory"):
-                return Receipt("died", Cursor(ordinal, 0, ordinal), failure=failure)
-            if failure:
-                failures.append(failure)
-            else:
-                done.append(name)
-        at_end = piece.stop is not None and batch.yielding
-        return self._receipt(job, done, failures, begun, Cursor(piece.stop or 0, 0, piece.stop or 0) if at_end else None)
-
-    def _receipt(
-        self,
-        job: ChunkJob,
-        names: list[str],
-        failures: list[Failure],
-        begun: float,
-        cursor: Cursor | None = None,
-    ) -> Receipt:
-        """Keep what a piece gave, in the store or at hand, and say so."""
-        data = "".join(f"{name} " for name in names).encode()
-        results: list[Ref | None] = []
-        files = []
-        for output, kind in enumerate(self.world.stages[job.stage].kinds):
-            if kind == "sink" and names:
-                path = f"part-{len(self.staged)}"
-                self.staged[path] = data
-                files.append(SinkFile(output, path, len(names), len(data)))
-            results.append(None if kind == "sink" else make_ref(data, self._put, INLINE))
-        receipt = Receipt(
-            "done" if cursor is None else "stopped",
-            cursor,
-            results=tuple(results),
-            files=tuple(files),
-            failures=make_ref(pickle.dumps(failures), self._put, INLINE) if failures else None,
-            failure=failures[0] if failures else None,
-            tally=Tally(len(names) + len(failures), len(failures), len(data), self.now - begun),
-            encodings={"utf-8": len(names)} if names else {},
-            started=begun,
-        )
-        if files or any(ref and ref.key for ref in (*results, receipt.failures)):
-            self.found[job.stage, job.piece] = receipt
-        return receipt
-
-    # --- the store's part, and the end ---
-
-    def _put(self, data: bytes) -> str:
-        self.store[digest(data)] = data
-        return digest(data)
-
-    def _read(self, ref: Ref) -> bytes:
-        data = ref.inline if ref.inline is not None else self.store[ref.key or ""]
-        must(digest(data) == ref.digest, "the store gives what was put there", ref)
-        return data
+    # --- the end ---
 
     def _outcome(self) -> Outcome:
         """Read the results as a user would, from the journal alone, and compare them with what must come out."""
         state = fold(decode(*entry) for entry in self.journal)
-        results: dict[tuple[int, int], bytes] = {}
+        picks = {self.cast.calls[n].label: c.decided.picked for n, c in enumerate(state.calls) if c.decided is not None}
+        truth = Truth(self.world, picks)
+        self._compare(state, truth)
+        results: dict[Address, bytes] = {}
         dead: list[str] = []
-        for number, stage in enumerate(state.stages):
-            dead += [rejected.path for rejected in stage.rejected] + [failure.record for failure in stage.lost]
-            for _, receipt in stage.receipts():
-                dead += [f.record for f in pickle.loads(self._read(receipt.failures))] if receipt.failures else []
-            for output, kind in enumerate(stage.facts.kinds):
-                if kind == "reduce":
-                    results[number, output] = self._read(stage.merged[max(node for node in stage.merged if node[0] == output)])
-                elif kind == "sink":
-                    results[number, output] = self.published[number, output]
-                else:
-                    results[number, output] = b"".join(map(self._read, stage.results(output)))
-        outcome = Outcome(results, tuple(sorted(dead)), self.now, self.steps, self.batches, self.epoch - 1, dict(self.met))
-        must((results, outcome.dead) == expected(self.world), "the result is that of an undisturbed run", outcome)
+        if not truth.lost:
+            complete = truth.complete()
+            for number, stage in enumerate(state.stages):
+                dead += self._dead(state, number) if stage.facts.name in complete else []
+            for address in self.world.graph.results:
+                is_sink = address[0] >= 0 and state.stages[address[0]].facts.kinds[address[1]] == "sink"
+                results[address] = self.published[address] if is_sink else self._value(state, address).encode()
+        restarts = self.epoch - 1
+        outcome = Outcome(results, tuple(sorted(dead)), self.now, self.steps, self.batches, restarts, dict(self.met), picks)
+        must((results, outcome.dead) == expected(self.world, picks), "the result is that of an undisturbed run", outcome)
         return outcome
+
+    def _compare(self, state: RunState, truth: Truth) -> None:
+        """See that all that was finished on the way is kept and right, wanted or not."""
+        for number, call in enumerate(state.calls):
+            place = self.cast.calls[number]
+            for item in range(len(call.results)):
+                value, meant = self._value(state, (~number, item)), truth.text(place.graph, (place.number, item))
+                must(value == meant, "what was finished is kept", place.label, value, meant)
+        for number in range(len(state.stages)):
+            try:
+                guilty = {*truth.dead(self.cast.stages[number].label)}
+            except UndecidedError:
+                continue
+            must({*self._dead(state, number)} <= guilty, "only the guilty are dead letters", number)
+
+    def _dead(self, state: RunState, number: int) -> list[str]:
+        stage = state.stages[number]
+        dead = [rejected.path for rejected in stage.rejected] + [failure.record for failure in stage.lost]
+        for _, receipt in stage.receipts():
+            dead += [f.record for f in pickle.loads(self.store.read(receipt.failures))] if receipt.failures else []
+        return dead
+
+
+def _is_final(state: RunState, world: World) -> bool:
+    """Tell whether a run ended so that resuming it is of no use."""
+    error = state.ended.error if state.ended is not None else ""
+    return error == "CallFailedError" or (error == "TooManyFailuresError" and world.graph.decides)

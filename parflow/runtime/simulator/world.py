@@ -1,17 +1,17 @@
-"""What a simulated run doesn't decide itself: the records and their fates, the faults, and what must come out."""
+"""What a simulated run doesn't decide itself: the records, calls and their fates, and the faults."""
 
 from __future__ import annotations
 
-import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from parflow.model import Cause
+from parflow.model import Address, CallFacts, CallKind, Cause, GraphFacts, StageFacts, TaskFacts
 
 Fate = Literal["ok", "raises", "crashes", "crashes once", "hangs", "memory"]
 FATES: tuple[Fate, ...] = get_args(Fate)
 CAUSES: dict[Fate, Cause] = {"raises": "exception", "crashes": "crash", "hangs": "timeout", "memory": "memory"}
-"""The fates that end in a dead letter, always and whatever else happens."""
+"""The fates that end in a dead letter or a failed call, always and whatever else happens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +24,27 @@ class VirtualRecord:
 
 @dataclass(frozen=True, slots=True)
 class VirtualStage:
-    """A stage: its inputs in order (a chunk's records, or None for one that listing rejects) and its outputs' kinds."""
+    """A stage.
 
-    inputs: tuple[tuple[VirtualRecord, ...] | None, ...]
+    Parameters
+    ----------
+    inputs : tuple
+        In order: a chunk's records, or None for one that listing rejects.
+    kinds, buckets : tuple
+        Of its outputs.
+    needs, base, expands
+        As of `StageFacts`. What is listed of a value is ``inputs`` all the same; only the names tell the value.
+    rough : float
+        Of a stage that goes on from another one: which share of its records may end badly.
+    """
+
+    inputs: tuple[tuple[VirtualRecord, ...] | None, ...] = ()
     kinds: tuple[str, ...] = ("reduce",)
+    needs: tuple[Address, ...] = ()
+    base: Address | None = None
+    expands: bool = False
+    buckets: tuple[int, ...] = ()
+    rough: float = 0.0
 
     @property
     def chunks(self) -> list[tuple[VirtualRecord, ...]]:
@@ -36,32 +53,132 @@ class VirtualStage:
 
 
 @dataclass(frozen=True, slots=True)
+class VirtualCall:
+    """A call or a decision; all but what follows is as of `CallFacts`.
+
+    Parameters
+    ----------
+    fate, seconds
+        What happens to whoever makes it, and how long that takes.
+    choice : int
+        The branch that it chooses.
+    grows : VirtualGraph
+        What it returns in the place of a value.
+    """
+
+    kind: CallKind = "call"
+    needs: tuple[Address, ...] = ()
+    arms: tuple[Address, ...] = ()
+    count: int = 1
+    results: int = 1
+    task: int = 0
+    fate: Fate = "ok"
+    seconds: float = 1.0
+    choice: int = 0
+    grows: VirtualGraph | None = None
+
+    @property
+    def decides(self) -> bool:
+        """Whether it waits for branches, and is never made."""
+        return self.kind in ("settle", "race", "quorum")
+
+
+@dataclass(frozen=True, slots=True)
+class VirtualGraph:
+    """Stages and calls, and what they are there for."""
+
+    stages: tuple[VirtualStage, ...] = ()
+    calls: tuple[VirtualCall, ...] = ()
+    results: tuple[Address, ...] = ()
+
+    @property
+    def decides(self) -> bool:
+        """Whether there is a decision over branches in it, or in what may grow in it."""
+        return any(call.decides or (call.grows is not None and call.grows.decides) for call in self.calls)
+
+
+@dataclass(frozen=True, slots=True)
 class World:
     """All that a run does not decide itself.
 
     Parameters
     ----------
-    stages : tuple of VirtualStage
+    stages, calls : tuple
         What there is to do.
     slots : int
         Jobs that run at once.
     fan_in : int
         Nodes that one merge takes.
     max_failures : float
-        As of `Tolerance`. A run that ends over it is resumed with as many as it said.
+        As of `Tolerance`. A run that ends over it is resumed with as many as it said, unless it has decisions over branches:
+        a branch that failed once fails always.
     timeout, slice : float
-        Seconds after which a hanging record is killed, and after which a batch stops at its next record.
+        Seconds after which a hanging record or call is killed, and after which a batch stops at its next record.
     window : int
         Batches in flight for each slot.
+    targets : tuple
+        What is wanted; every output of every stage, if nothing is said.
     """
 
-    stages: tuple[VirtualStage, ...]
+    stages: tuple[VirtualStage, ...] = ()
     slots: int = 2
     fan_in: int = 2
     max_failures: float = 0
     timeout: float = 5.0
     slice: float = 10.0
     window: int = 2
+    calls: tuple[VirtualCall, ...] = ()
+    targets: tuple[Address, ...] = ()
+
+    @property
+    def graph(self) -> VirtualGraph:
+        """What there is to do, and what it is there for."""
+        every = tuple((number, output) for number, stage in enumerate(self.stages) for output in range(len(stage.kinds)))
+        return VirtualGraph(self.stages, self.calls, self.targets or every)
+
+
+def nodes(graph: VirtualGraph, label: str = "") -> Iterator[tuple[str, str, VirtualStage | VirtualCall]]:
+    """Yield the label of everything that a graph has or may grow, the label of the graph that it is in, and itself."""
+    for number, stage in enumerate(graph.stages):
+        yield label_of(label, number), label, stage
+    for number, call in enumerate(graph.calls):
+        name = label_of(label, ~number)
+        yield name, label, call
+        if call.grows is not None:
+            yield from nodes(call.grows, f"{name}/")
+
+
+def label_of(graph: str, node: int) -> str:
+    """Name a node, whatever its number in a run: ``2`` is a stage, ``c2`` a call, ``c2/1`` a stage in what that one grew."""
+    return f"{graph}{node}" if node >= 0 else f"{graph}c{~node}"
+
+
+def facts_of(graph: VirtualGraph, label: str = "") -> GraphFacts:
+    """Return what the journal keeps of a graph."""
+    stages = tuple(
+        StageFacts(
+            label_of(label, number),
+            ("read",),
+            tuple(f"{label}{number}.{output}" for output in range(len(stage.kinds))),
+            stage.kinds,
+            needs=stage.needs,
+            base=stage.base,
+            buckets=stage.buckets,
+            expands=stage.expands,
+        )
+        for number, stage in enumerate(graph.stages)
+    )
+    calls = tuple(
+        CallFacts(call.kind, -1 if call.decides else call.task, call.needs, call.arms, call.count, call.results)
+        for call in graph.calls
+    )
+    tasks = 1 + max((call.task for call in calls), default=-1)
+    return GraphFacts(stages, tuple(TaskFacts(task_name(label, number)) for number in range(tasks)), calls)
+
+
+def task_name(graph: str, task: int) -> str:
+    """Name a task of a graph."""
+    return f"{graph}task {task}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,47 +214,4 @@ class Faults:
 
 CALM = Faults()
 ROUGH = Faults(batch=0.15, kill=0.01, stop=0.01, slots=0.03, disk=3.0, listing=1.0)
-BATCH_FAULTS = ("worker lost", "receipt lost", "receipt twice", "receipt late", "untouched", "broken")
-
-
-def expected(world: World) -> tuple[dict[tuple[int, int], bytes], tuple[str, ...]]:
-    """Return the results and the dead letters that every run of a world must come to, by plain loops."""
-    results: dict[tuple[int, int], bytes] = {}
-    dead: list[str] = []
-    for number, stage in enumerate(world.stages):
-        dead += [f"{number}.input{i}" for i, records in enumerate(stage.inputs) if records is None]
-        names = [[(f"{number}.{c}.{o}", r.fate) for o, r in enumerate(records)] for c, records in enumerate(stage.chunks)]
-        dead += [name for chunk in names for name, fate in chunk if fate in CAUSES]
-        nodes = [b"".join(name.encode() + b" " for name, fate in chunk if fate not in CAUSES) for chunk in names]
-        for output, kind in enumerate(stage.kinds):
-            tree = nodes
-            while kind == "reduce" and (tree is nodes or len(tree) > 1):
-                groups = range(0, max(1, len(tree)), world.fan_in)
-                tree = [b"(" + b"".join(tree[i : i + world.fan_in]) + b")" for i in groups]
-            results[number, output] = tree[0] + b"!" if kind == "reduce" else b"".join(nodes)
-    return results, tuple(sorted(dead))
-
-
-def random_world(seed: int) -> World:
-    """Return a small world of any shape."""
-    rng = random.Random(seed)  # noqa: S311 - chance to repeat, not to keep a secret
-
-    def record() -> VirtualRecord:
-        fate = rng.choice(FATES) if rng.random() < 0.15 else "ok"
-        return VirtualRecord(fate, rng.choice((0.001, 0.01, 0.1, 1.0, 4.0)))
-
-    def stage() -> VirtualStage:
-        chunks = [tuple(record() for _ in range(rng.randint(0, 6))) for _ in range(rng.choice((0, 1, 2, 5, 9, 20)))]
-        kinds = tuple(rng.choice(("reduce", "reduce", "sink", "collect")) for _ in range(rng.randint(1, 2)))
-        return VirtualStage(tuple(None if rng.random() < 0.03 else chunk for chunk in chunks), kinds)
-
-    stages = tuple(stage() for _ in range(rng.choice((1, 1, 2, 3))))
-    tolerated = rng.choice((0, 1, 0.05, 1000))
-    return World(stages, rng.randint(1, 4), rng.randint(2, 4), tolerated, slice=rng.choice((0.5, 10.0)))
-
-
-def random_faults(seed: int) -> Faults:
-    """Return a calm to rough set of faults."""
-    rng = random.Random(seed)  # noqa: S311 - chance to repeat, not to keep a secret
-    batch, kill, stop, slots, disk, listing = (high * rng.choice((0, 0.3, 1)) for high in (0.3, 0.02, 0.02, 0.06, 3.0, 5.0))
-    return Faults(batch, kill, stop, slots, disk, listing, budget=rng.choice((3, 12)))
+BATCH_FAULTS = ("worker lost", "receipt lost", "receipt twice", "receipt late", "untouched", "died writing", "broken")
