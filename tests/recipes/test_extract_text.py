@@ -41,7 +41,7 @@ def written(folder: Path) -> dict[str, dict[str, Any]]:
 @pytest.fixture(scope="module")
 def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> pf.Run:
     folder = tmp_path_factory.mktemp("extract")
-    flow = extract_text(str(data / "documents/*"), str(folder / "out"))
+    flow: pf.Bound = extract_text(str(data / "documents/*"), str(folder / "out"))
     return flow.run(home=folder / "home", workers=2, max_failures=len(BAD))
 
 

@@ -33,7 +33,8 @@ def scores(reviews: list[dict[str, Any]]) -> list[float]:
 
 def expected(scores: list[float]) -> dict[str, Any]:
     mean = float(sum(map(Fraction, scores)) / len(scores))
-    return {"documents": len(scores), "mean": mean, "negative": sum(score <= -0.05 for score in scores) / len(scores)}
+    share = sum(score <= -0.05 for score in scores) / len(scores)
+    return {"documents": len(scores), "mean": mean, "negative": share, "report": f"all quiet: {share:.1%} are negative"}
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -42,6 +43,18 @@ def test_mean_and_share_are_those_of_a_plain_loop(data: Path, tmp_path: Path, sc
     assert len(scores) == 1000
     assert run.result() == expected(scores)
     assert run.failures() == []
+
+
+def test_more_negative_ones_than_the_alarm_sound_it_and_nothing_is_archived(
+    data: Path, tmp_path: Path, reviews: list[dict[str, Any]], scores: list[float]
+) -> None:
+    run = sentiment(str(data / "reviews.jsonl"), str(tmp_path / "out"), 0.2).run(home=tmp_path / "home")
+    worst = sorted(range(1000), key=lambda place: scores[place])[:3]
+    report = run.result()["report"]
+    assert report["alarm"] == "25.4% are negative"
+    assert [line.split()[1].rstrip(":") for line in report["worst"][:3]] == [reviews[place]["id"] for place in worst]
+    made = {run.state.tasks[call.facts.task].name for call in run.state.calls if call.ended}
+    assert made == {"gt", "when", "alert"}
 
 
 def test_every_score_is_written_as_parquet_in_input_order(
