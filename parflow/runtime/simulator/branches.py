@@ -163,14 +163,6 @@ class Branches:
         if not ending:
             for submit in flying:
                 must(all(job.node in self.wanted for job in submit.jobs), "what nobody wants any more is cancelled", submit)
-            for node in self.wanted:
-                must(node >= 0 or not self._is_due(~node), "a decision is taken as soon as it can be", node)
-
-    def _is_due(self, number: int) -> bool:
-        call = self.state.calls[number]
-        if call.facts.kind not in ("race", "quorum") or call.decided is not None:
-            return False
-        return sum(self.wants.there([arm]) for arm in call.facts.arms) >= call.facts.count
 
     def _has_failed(self, node: int) -> bool:
         if node < 0:

@@ -48,7 +48,7 @@ class _Maker:
         self.values: list[Address] = []
 
     def graph(self, size: int, results: int) -> VirtualGraph:
-        makers = {self.stage: 5, self.derived: 4, self.call: 6, self.choose: 2, self.decision: 5, self.again: 3, self.crowd: 1}
+        makers = {self.stage: 5, self.derived: 4, self.call: 6, self.choose: 3, self.decision: 6}
         while len(self.stages) + len(self.calls) < size or not self.values:
             self.rng.choices([*makers], [*makers.values()])[0]()
         late = self.values[-4:]
@@ -96,35 +96,22 @@ class _Maker:
             VirtualCall("call", self.needs(), (), 1, results, self.rng.randint(0, 1), fate, self.seconds(), 0, grows)
         )
 
-    def choose(self, needs: tuple[Address, ...] | None = None, arms: tuple[Address, ...] | None = None) -> None:
-        needs, arms = needs or self.needs(), arms or self.arms()
+    def choose(self) -> None:
+        """Add a choice: sometimes of a branch that an earlier decision may have cancelled, made once that was taken."""
+        earlier = [number for number, call in enumerate(self.calls) if call.decides]
+        if earlier and self.rng.random() < 0.5:
+            number = self.rng.choice(earlier)
+            needs, arms = ((~number, 0), *self.needs())[:2], self.calls[number].arms
+        else:
+            needs, arms = self.needs(), self.arms()
         fate = self.rng.choice(FATES) if self.rng.random() < self.bad else "ok"
         choice, task = self.rng.randrange(len(arms)), self.rng.randint(0, 1)
         self._add_call(VirtualCall("choose", needs, arms, 1, 1, task, fate, self.seconds(), choice))
 
-    def decision(self, arms: tuple[Address, ...] | None = None) -> None:
+    def decision(self) -> None:
         kinds: tuple[CallKind, ...] = ("settle", "race", "race", "quorum")
-        kind, arms = self.rng.choice(kinds), arms or self.arms(bad=0.3)
+        kind, arms = self.rng.choice(kinds), self.arms(bad=0.3)
         self._add_call(VirtualCall(kind, (), arms, self.rng.randint(1, len(arms)) if kind == "quorum" else 1))
-
-    def again(self) -> None:
-        """Add a decision, and a choice made after it of one of its branches, which may have failed or been cancelled."""
-        arms = self.arms(bad=0.3)
-        self.decision(arms)
-        self.choose((self.values[-1],), arms)
-        if self.rng.random() < 0.5:
-            self.decision((self.values[-1], *self.arms()))
-
-    def crowd(self) -> None:
-        """Add many short calls that travel together, half of them branches of one decision, half of another one."""
-        first = len(self.calls)
-        for _ in range(self.rng.choice((8, 24))):
-            self._add_call(VirtualCall(seconds=self.rng.choice((0.001, 0.001, 0.001, 0.05))))
-        calls = [(~number, 0) for number in range(first, len(self.calls))]
-        self.rng.shuffle(calls)
-        self.decision(tuple(calls[: len(calls) // 2]))
-        self.decision(tuple(calls[len(calls) // 2 :]))
-        self.decision(tuple(self.values[-2:]))
 
     def arms(self, bad: float | None = None) -> tuple[Address, ...]:
         """Return branches: what is there already, or something of their own."""
