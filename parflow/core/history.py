@@ -446,11 +446,12 @@ class RunState:
     @staticmethod
     def _list(stage: StageState, entry: ChunksListed, chunks: Iterable[Chunk]) -> None:
         stage.cancelled = False
+        before = len(stage.chunks)
         for chunk in chunks:
             stage.pending[chunk.index, 0] = Piece(chunk.index)
             stage.chunks.append(ChunkState(chunk))
         stage.rejected.extend(entry.rejected)
-        stage.listed += len(entry.chunks) + len(entry.rejected)
+        stage.listed += len(stage.chunks) - before + len(entry.rejected)
         stage.closed = entry.last
 
     @staticmethod
