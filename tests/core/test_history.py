@@ -175,7 +175,8 @@ def test_every_prefix_of_a_history_is_a_sound_state(seed: int) -> None:
             assert stage.failed <= stage.records
         assert state.tally.records >= before.records
         before = state.tally
-    assert state.status == "succeeded"
+    assert state.ended is not None
+    assert state.status == "succeeded" or state.ended.error == "CallFailedError"  # of a world that has to fail
 
 
 def history(seed: int) -> list[Entry]:
