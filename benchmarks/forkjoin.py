@@ -54,7 +54,7 @@ def join(parts: list[int]) -> int:
 
 def a_round(value: Any, make: Callable[[Callable[..., int]], Make], leaves: int = LEAVES) -> Any:
     """Build a round; ``make`` turns a function into what makes a call of it."""
-    new_begin, new_leaf, new_join = map(make, (begin, leaf, join))
+    new_begin, new_leaf, new_join = make(begin), make(leaf), make(join)
     start = new_begin(value)
     level = [new_leaf(start, number) for number in range(leaves)]
     while len(level) > 1:
@@ -143,14 +143,14 @@ def delayed_task(function: Callable[..., int]) -> Make:
 
 def delayed(shape: str, size: int) -> Measured:
     """`dask.delayed`; of rounds, a graph each."""
-    graphs = size if shape == "rounds" else 1
+
+    def build(value: int) -> Any:
+        return a_round(value, delayed_task) if shape == "rounds" else flat(delayed_task, size)
+
     with dask_client():
         value, parts = 0, []
-        for _ in range(graphs):
-            build = (
-                (lambda given=value: a_round(given, delayed_task)) if shape == "rounds" else lambda: flat(delayed_task, size)
-            )
-            parts.append(timed(build, lambda graph: int(graph.compute())))
+        for _ in range(size if shape == "rounds" else 1):
+            parts.append(timed(functools.partial(build, value), lambda graph: int(graph.compute())))
             value = parts[-1]["value"]
     return {"value": value} | {key: sum(part[key] for part in parts) for key in ("build", "total")}
 

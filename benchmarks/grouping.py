@@ -62,7 +62,8 @@ def _spell(numbers: np.ndarray[Any, Any]) -> bytes:
     longest = np.column_stack([letters, letters[:, :4], spaces]).astype(np.uint8)
     used = np.arange(longest.shape[1]) < (LETTERS + codes % 5)[:, None]
     used[:, -1] = True
-    return longest[used].tobytes()
+    spelt: bytes = longest[used].tobytes()
+    return spelt
 
 
 def digest(tables: Iterator[tuple[Any, Any]]) -> Answer:

@@ -82,7 +82,7 @@ def _errors(debug: bool) -> Iterator[None]:
 
 
 def _complain(error: object) -> None:
-    from parflow.views.report import printable
+    from parflow.views.words import printable
 
     click.echo("parflow: " + "\n".join(map(printable, str(error).splitlines())), err=True)
 
@@ -215,7 +215,7 @@ def redrive(name: str, as_json: bool, debug: bool, progress: bool | None, **opti
 def _follow(started: Run, *, as_json: bool, progress: bool | None) -> None:
     """Show progress, wait, and print what became of the run."""
     from parflow.views.progress import show_progress, stopping
-    from parflow.views.report import summary
+    from parflow.views.words import summary
 
     code, told, result, error = SUCCESS, 0, None, ""
 
@@ -254,7 +254,7 @@ def _shorten(result: Any, most: int = 20) -> str:
     from itertools import islice
 
     from parflow.api.runs import Records
-    from parflow.views.report import printable
+    from parflow.views.words import printable
 
     if isinstance(result, dict):
         lines = [f"{printable(str(key))}: {printable(_short(value))}" for key, value in islice(result.items(), most)]
@@ -351,13 +351,16 @@ def show(name: str, home: str | None, as_json: bool, debug: bool) -> None:
     """
     with _errors(debug):
         from parflow.api.runs import open_run
-        from parflow.views.report import call_numbers, stage_numbers, summary
+        from parflow.views.numbers import call_numbers, stage_numbers
+        from parflow.views.words import summary
 
         opened = open_run(name, home)
         if as_json:
             stages = [asdict(stage_numbers(stage)) for stage in opened.state.stages]
             calls = [asdict(numbers) for numbers in call_numbers(opened.state)]
-            _say_json({"run_id": opened.run_id, "status": opened.status, "stages": stages, "calls": calls})
+            missing = [asdict(left_out) for left_out in opened.missing()]
+            stands = {"run_id": opened.run_id, "status": opened.status, "stages": stages, "calls": calls, "missing": missing}
+            _say_json(stands)
         else:
             click.echo(summary(opened))
             click.echo(f"  report: {opened.report()}")
@@ -376,7 +379,7 @@ def failures(name: str, traceback: bool, home: str | None, as_json: bool, debug:
     """
     with _errors(debug):
         from parflow.api.runs import open_run
-        from parflow.views.report import cause_lines, counted, printable
+        from parflow.views.words import cause_lines, counted, printable
 
         opened = open_run(name, home)
         letters = opened.failures()

@@ -423,19 +423,8 @@ def make_ref(data: bytes, put: Callable[[bytes], str], limit: int = INLINE_BYTES
 
 def to_json(value: Any) -> Any:
     """Turn a frozen value into what JSON has: dicts (without fields that have their default), lists, text and numbers."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {
-            name: to_json(item)
-            for name, default in _defaults(type(value))
-            if (item := getattr(value, name)) is not default and item != default
-        }
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode("ascii")
-    if isinstance(value, (tuple, list)):
-        return [to_json(item) for item in value]
-    if isinstance(value, dict):
-        return {str(key): to_json(item) for key, item in value.items()}
-    return value
+    kind: Any = type(value)
+    return _writer(kind)(value)
 
 
 def dump_json(value: Any) -> bytes:
@@ -460,8 +449,19 @@ def from_json(kind: type[T], data: Any) -> T:
 
 
 @functools.cache
-def _defaults(kind: type) -> tuple[tuple[str, Any], ...]:
-    return tuple((f.name, f.default) for f in dataclasses.fields(kind))
+def _writer(kind: Any) -> Callable[[Any], Any]:
+    if dataclasses.is_dataclass(kind):
+        fields = [(f.name, f.default) for f in dataclasses.fields(kind)]
+        return lambda value: {
+            name: to_json(item) for name, default in fields if (item := getattr(value, name)) is not default and item != default
+        }
+    if issubclass(kind, bytes):
+        return lambda value: base64.b64encode(value).decode("ascii")
+    if issubclass(kind, (tuple, list)):
+        return lambda value: [to_json(item) for item in value]
+    if issubclass(kind, dict):
+        return lambda value: {str(key): to_json(item) for key, item in value.items()}
+    return lambda value: value
 
 
 @functools.cache

@@ -1,6 +1,6 @@
-"""Drop near-duplicate documents: MinHash signatures in parallel, groups at the barrier, the first of each group is kept.
+"""Drop near-duplicate documents: of each group the first is kept.
 
-Run it with `python recipes/dedup.py 'texts/*.jsonl' out`, or only look with
+Run it with `parflow run recipes/dedup.py:dedup --source 'texts/*.jsonl' --out out --workers 2`, or only look with
 `parflow run recipes/dedup.py:duplicates --source 'texts/*.jsonl' --workers 2`.
 """
 
@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
+import operator
 import re
-import sys
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,9 @@ FACTORS, OFFSETS = MIX[0] | np.uint64(1), MIX[1]
 Signature = tuple[str, bytes]
 """A document's id, and of each of 128 hashes the least value that its shingles have, as 4 bytes."""
 
+Repeat = dict[str, Any]
+"""A document's ``id``, the ``first`` one of its group, and how similar they are (``similarity``)."""
+
 
 @pf.task(timeout="1min")
 def sign(doc: dict[str, Any], key: str) -> Signature:
@@ -45,12 +47,30 @@ def sign(doc: dict[str, Any], key: str) -> Signature:
     return str(doc[key]), (least >> np.uint64(32)).astype("<u4").tobytes()
 
 
+def bands(signed: Signature) -> list[bytes]:
+    """Return a signature's bands, each behind its number; and the id, so that namesakes meet as well, and are found out."""
+    name, signature = signed
+    width = ROWS * 4
+    split = [bytes([at // width]) + signature[at : at + width] for at in range(0, len(signature), width)]
+    return [*split, bytes([BANDS]) + name.encode("utf-8", "surrogatepass")]
+
+
+def is_shared(band: dict[str, Any]) -> bool:
+    """Tell whether more than one document has a band."""
+    return bool(band["count"] > 1)
+
+
+def shares(signed: Signature, shared: set[bytes]) -> bool:
+    """Tell whether a document has a band that another one has too."""
+    return not shared.isdisjoint(bands(signed))
+
+
 def similarity(one: bytes, other: bytes) -> float:
     """Estimate how similar two documents are from their signatures; it's off by 0.04 on average."""
     return float(np.mean(np.frombuffer(one, "<u4") == np.frombuffer(other, "<u4")))
 
 
-def group(signed: list[Signature], threshold: float) -> list[dict[str, Any]]:
+def group(signed: list[Signature], threshold: float) -> list[Repeat]:
     """Return each document that repeats an earlier one, beside the first of its group, in input order."""
     if len({name for name, _ in signed}) < len(signed):
         raise ValueError("ids occur more than once: dropping a copy would drop its namesake too")
@@ -88,30 +108,43 @@ def groups(threshold: float) -> pf.Reducer:
         gathered.append(signature)
         return gathered
 
-    return pf.reducer(list, add, lambda a, b: a + b, functools.partial(group, threshold=threshold), name="duplicates")
+    return pf.reducer(list, add, operator.add, functools.partial(group, threshold=threshold), name="duplicates")
+
+
+@pf.task
+def by_id(repeats: list[Repeat]) -> dict[str, Repeat]:
+    """Look repeats up by their documents' ids."""
+    return {repeat["id"]: repeat for repeat in repeats}
+
+
+def is_first(doc: dict[str, Any], repeats: dict[str, Repeat], key: str) -> bool:
+    """Tell whether a document repeats none."""
+    return str(doc[key]) not in repeats
+
+
+def repeat_of(doc: dict[str, Any], repeats: dict[str, Repeat], key: str) -> list[Repeat]:
+    """Return what a document repeats, if it does."""
+    return [] if is_first(doc, repeats, key) else [repeats[str(doc[key])]]
 
 
 @pf.workflow
 def duplicates(source: str, key: str = "id", threshold: float = 0.8) -> Any:
-    """Return the near-duplicates among the documents of JSON Lines (``key`` and ``text``), each with what it repeats."""
-    signed = pf.read_jsonl(source, chunk_bytes="1MiB").map(functools.partial(sign, key=key))
-    return signed.reduce(groups(threshold))
+    """Return the near-duplicates among the documents of JSON Lines (``key`` and ``text``), each with what it repeats.
+
+    A document that shares no band with another is compared with none. So bands are counted, bucket by bucket in parallel,
+    and only the signatures that share one meet in one place.
+    """
+    signed = pf.read_jsonl(source, chunk_bytes="1MiB").map(sign, key)
+    counted = signed.flat_map(bands).reduce_by(None, pf.count(), columns=("band", "count"))
+    shared = pf.call(set, counted.filter(is_shared).map(operator.itemgetter("band"), name="band"))
+    return signed.filter(shares, shared).reduce(groups(threshold))
 
 
 @pf.workflow
-def unique(source: str, repeats: list[dict[str, Any]], out: str, key: str = "id") -> Any:
+def dedup(source: str, out: str = "out", key: str = "id", threshold: float = 0.8) -> Any:
     """Write the documents that repeat none to ``out/unique``, and the list of those that do to ``out/duplicates``."""
-    dropped = {repeat["id"] for repeat in repeats}
-    pf.items(repeats, chunk_records=100_000).write_jsonl(os.path.join(out, "duplicates"))
-    return pf.read_jsonl(source).filter(lambda doc: str(doc[key]) not in dropped, name="keep").write_jsonl(f"{out}/unique")
-
-
-def dedup(source: str, out: str, key: str = "id", threshold: float = 0.8, **options: Any) -> tuple[pf.Run, pf.Run]:
-    """Find the near-duplicates, then write the rest: two runs, since the second needs what the first one found."""
-    found = duplicates(source, key, threshold).run(**options)
-    return found, unique(source, found.result(), out, key).run(**options)
-
-
-if __name__ == "__main__":
-    looked, wrote = dedup(*sys.argv[1:4])
-    print(f"{len(looked.result())} near-duplicates, {wrote.result()['rows']} documents kept")
+    repeats = by_id(duplicates(source, key, threshold))
+    documents = pf.read_jsonl(source)
+    unique = documents.filter(is_first, repeats, key).write_jsonl(f"{out}/unique")
+    repeated = documents.flat_map(repeat_of, repeats, key).write_jsonl(f"{out}/duplicates")
+    return {"near-duplicates": repeated["rows"], "documents kept": unique["rows"]}

@@ -5,7 +5,7 @@ Run it with `parflow run recipes/logs.py --source 'logs/*.csv' --max-failures 0.
 
 from __future__ import annotations
 
-from collections import Counter
+import operator
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -35,17 +35,6 @@ def prepare(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(path=frame["path"].str.partition("?")[0], hour=frame["time"].dt.strftime("%Y-%m-%d %H h"))
 
 
-def by_hour(frame: pd.DataFrame) -> pd.DataFrame:
-    """Count a batch's requests by hour and status."""
-    keys = frame["hour"] + ", " + frame["status"].astype("str")
-    return keys.value_counts().rename_axis("key").reset_index(name="amount")
-
-
-def by_path(frame: pd.DataFrame) -> pd.DataFrame:
-    """Add up a batch's bytes by path."""
-    return frame.groupby("path")["bytes"].sum().rename_axis("key").reset_index(name="amount")
-
-
 def server_errors(table: pa.Table) -> pa.Table:
     """Take the requests that the server failed at."""
     import pyarrow.compute as pc
@@ -53,19 +42,7 @@ def server_errors(table: pa.Table) -> pa.Table:
     return table.filter(pc.greater_equal(table["status"], 500))
 
 
-def totals(finish: Any, name: str) -> pf.Reducer:
-    """Add up the batches' amounts by key; whole numbers, so it's the same however the rows were batched."""
-
-    def add(total: Counter[str], row: dict[str, Any]) -> Counter[str]:
-        total[row["key"]] += row["amount"]
-        return total
-
-    return pf.reducer(Counter, add, lambda a, b: a + b, finish, name)
-
-
-def largest(total: Counter[str]) -> dict[str, int]:
-    """Return the largest amounts; of equal ones the first in the alphabet."""
-    return dict(sorted(total.items(), key=lambda item: (-item[1], item[0]))[:TOP])
+in_order = operator.itemgetter("hour", "status")
 
 
 @pf.workflow
@@ -74,11 +51,11 @@ def logs(source: str, out: str = "out/errors") -> Any:
     rows = pf.read_parquet(source) if source.endswith(".parquet") else pf.read_csv(source, quoted_newlines=False).map(typed)
     requests = rows.map_batches(prepare, 4096, as_="pandas")
     requests.map_batches(server_errors, 4096, as_="arrow").write_parquet(out)
-    hours = requests.map_batches(by_hour, 4096, as_="pandas")
-    paths = requests.map_batches(by_path, 4096, as_="pandas")
+    hours = requests.reduce_by(["hour", "status"], pf.count(), columns=("hour", "status", "requests"), buckets=1)
+    paths = requests.reduce_by("path", pf.sum("bytes"), columns=("path", "bytes"), buckets=1)  # few keys: one bucket will do
     return {
         "requests": requests.reduce(pf.count()),
         "median and 95th percentile, s": requests.reduce(pf.quantiles([0.5, 0.95], "seconds")),
-        "bytes by path": paths.reduce(totals(largest, "paths")),
-        "requests by hour and status": hours.reduce(totals(lambda total: dict(sorted(total.items())), "hours")),
+        "top paths": paths.reduce(pf.top(TOP, "bytes")),
+        "by hour and status": pf.call(sorted, hours, key=in_order),
     }

@@ -1,4 +1,4 @@
-"""Score the sentiment of many documents, keep every score, and sound the alarm when too many are negative.
+"""Score the sentiment of many documents, keep every score, and raise the alarm when too many are negative.
 
 Run it with `parflow run recipes/sentiment.py --source 'reviews/*.jsonl' --workers 2`; it needs `pip install vaderSentiment`.
 """

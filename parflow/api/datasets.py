@@ -208,6 +208,7 @@ class Dataset(Lazy):
         deadline : float or str, optional
             Seconds, or text such as ``"10m"``, after which the barrier opens over what is there, counted from the stage's begin
             (and again from there when a run is resumed). `Run.missing` tells what was left out, and `redrive` merges it later.
+            Plain Dask (`compute`) knows no deadline: it waits for all.
         at_least : float
             The share of the input, by size, without which it doesn't open even then: from 0 to 1.
 

@@ -45,7 +45,9 @@ class Lazy:
         return picture(self.plan())
 
     def _repr_html_(self) -> str:
-        return self.picture()
+        from parflow.views.picture import html_of
+
+        return html_of(self.plan())
 
     def run(self, **options: Any) -> Run:
         """Run durably: journal, store, isolation. See `parflow.Workflow.run` for the options."""

@@ -174,14 +174,20 @@ class Run:
             found += sorted(letters, key=lambda failure: (failure.chunk, failure.ordinal))
         return found + [call.failure for call in self.state.calls if call.failure is not None]
 
+    def plan(self) -> Plan:
+        """Return the plan that the run began with; what it has grown since is left out."""
+        return load_plan(self.state, self.store)[0]
+
     def picture(self) -> str:
         """Return a picture of the run's plan and how it stands, as SVG; notebooks show it."""
         from parflow.views.picture import picture
 
-        return picture(load_plan(self.state, self.store)[0], self.state)
+        return picture(self.plan(), self.state)
 
     def _repr_html_(self) -> str:
-        return f"<p>{html.escape(repr(self))}</p>{self.picture()}"
+        from parflow.views.picture import html_of
+
+        return f"<p>{html.escape(repr(self))}</p>{html_of(self.plan(), self.state)}"
 
     def report(self, path: str | os.PathLike[str] | None = None) -> str:
         """Write a page that shows the run, and return where it is (by default in the run's own folder)."""

@@ -176,6 +176,8 @@ def redrive(
     ------
     ResumeError
         When nothing is missing.
+    InputsChangedError
+        When files that it would have to read have changed; nothing is forgotten then.
     RunOwnedError
         When its process is alive.
 
@@ -195,7 +197,8 @@ def redrive(
         late = tuple((number, output) for number, stage in enumerate(state.stages) for output in stage.cuts)
         if not late:
             raise ResumeError(f"run {row.run_id} has nothing to be redriven: no result of it leaves anything out")
-        check_inputs(row.run_id, state)
+        state.apply(Redriven(late))
+        check_inputs(row.run_id, state)  # those of what is made again among them
         return [Redriven(late)]
 
     where = home_folder(home)
@@ -226,7 +229,7 @@ def _go_on(
     wait: bool,
     progress: bool | None,
 ) -> Run:
-    """Take a run over, once ``entries`` has looked at its state: what it returns is written first."""
+    """Take a run over, once ``entries`` has looked at its state: what it returns stands in it, and is written first."""
     run_id = row.run_id
     try:
         epoch = journal.acquire(run_id, this_process(), time.time())
@@ -247,10 +250,9 @@ def _go_on(
         )
         limit = state.owned.max_failures if given.max_failures is None else given.max_failures
         Tolerance(limit)
-        new.append(Owned(epoch, f"{os.uname().nodename}:{os.getpid()}", limit, asdict(options)))
-        journal.append(run_id, epoch, [encode(entry) for entry in new], time.time())
-        for entry in new:
-            state.apply(entry)
+        owned = Owned(epoch, f"{os.uname().nodename}:{os.getpid()}", limit, asdict(options))
+        journal.append(run_id, epoch, [encode(entry) for entry in (*new, owned)], time.time())
+        state.apply(owned)
     except BaseException:
         journal.close()
         raise

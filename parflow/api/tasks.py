@@ -321,7 +321,9 @@ class Bound:
         return picture(self.plan())
 
     def _repr_html_(self) -> str:
-        return self.picture()
+        from parflow.views.picture import html_of
+
+        return html_of(self.plan())
 
     @staticmethod
     def __parflow_plan__(made: Any, results: int) -> Plan:

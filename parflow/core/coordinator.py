@@ -10,7 +10,7 @@ of its entries.
 from __future__ import annotations
 
 import heapq
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
@@ -123,7 +123,7 @@ class Coordinator:
         self._last: dict[int, int] = {}  # each stage's last ticket
         self._settling: deque[tuple[int, Callable[[], None]]] = deque()
         self._losses: dict[Job, int] = {}
-        self._batching: dict[int, Batching] = {}
+        self._batching: defaultdict[int, Batching] = defaultdict(Batching)
         self._begun: set[int] = set()
         self._publishing: set[Address] = set()
         self._overdue: set[Address] = set()
@@ -300,7 +300,7 @@ class Coordinator:
         """Keep the window full: one batch in flight for each free place."""
         while self._queue and len(self.inflight) < self.window * self.slots:
             unit = self._queue[0][2]
-            size = self._pace(unit).size(len(self._queue), self.slots)
+            size = self._batching[unit].size(len(self._queue), self.slots)
             jobs: list[Job] = []
             while self._queue and self._queue[0][2] == unit and len(jobs) < size:
                 alone = self._queue[0][-1].alone
@@ -314,9 +314,6 @@ class Coordinator:
             self.inflight[submit.attempt] = submit
             self._out.append(submit)
 
-    def _pace(self, unit: int) -> Batching:
-        return self._batching.setdefault(unit, Batching())
-
     # --- what comes back ---------------------------------------------------------------------------------------------
 
     def _batch_back(self, attempt: str, receipts: tuple[Receipt | None, ...]) -> None:
@@ -325,7 +322,7 @@ class Coordinator:
             return
         untouched = not any(receipts)
         for job, receipt in zip(batch.jobs, receipts, strict=True):
-            if job.node in self._flow.failed:
+            if job.node in self._flow.failed or (self._is_late(job) and (receipt is None or receipt.status == "broken")):
                 continue
             if receipt is None:
                 if untouched and self.ending is None:
@@ -340,7 +337,7 @@ class Coordinator:
                 self._merge_back(job, receipt)
             else:
                 if receipt.status != "died":  # nothing of it stands, nor its seconds
-                    self._pace(batch.unit).saw(receipt.tally.seconds)
+                    self._batching[batch.unit].saw(receipt.tally.seconds)
                 if isinstance(job, CallJob):
                     self._call_back(job, receipt)
                 else:
@@ -351,7 +348,7 @@ class Coordinator:
             self._lose(job, reason)
 
     def _lose(self, job: Job, reason: str) -> None:
-        if job.node in self._flow.failed:
+        if job.node in self._flow.failed or self._is_late(job):
             return
         self._requeue(job)
         self._losses[job] = self._losses.get(job, 0) + 1
@@ -400,7 +397,7 @@ class Coordinator:
         self._then(partial(self._look, number))
         for part in rest:
             self._enqueue(number, part, fresh=False)
-        if self.tolerance.hopeless(stage.failed, stage.records):
+        if self.tolerance.hopeless(stage.failed, stage.records) and not self._is_cut(stage):
             self._refuse(number)
 
     def _job(self, number: int, piece: Piece) -> ChunkJob:
@@ -501,7 +498,7 @@ class Coordinator:
             if self.tolerance.accepts(stage.failed, stage.records):
                 self._append(BarrierOpened(number, stage.failed))
                 self._then(partial(self._look, number))
-            else:
+            elif not self._is_cut(stage):  # else its value is there, whatever came too late
                 self._refuse(number)
         elif not stage.opened:
             self._cut(number)
@@ -530,6 +527,10 @@ class Coordinator:
     @staticmethod
     def _is_cut(stage: StageState) -> bool:
         return len(stage.cuts) == len(stage.facts.kinds)
+
+    def _is_late(self, job: Job) -> bool:
+        """Tell whether nobody waits for a job any more: what becomes of it is no matter."""
+        return isinstance(job, ChunkJob) and self._is_cut(self.state.stages[job.stage])
 
     def _release(self, number: int) -> None:
         """Let go of a stage's pieces: what is queued stays undone, what is in flight comes back at its next record."""

@@ -6,18 +6,19 @@ from collections import Counter
 from collections.abc import Iterator
 
 from parflow.core.history import RunState
-from parflow.core.plan import Call, Plan, Stage
+from parflow.core.plan import Call, Output, Plan, Stage, Step
 from parflow.model import Address
 
 MOST_CALLS = 20
 """Calls that are told one by one; of more, only how many of each."""
 
-KEPT = {
-    "reduce": "partial results in the store, merged in input order",
-    "group": "partial results in the store, merged bucket by bucket",
-    "sink": "one file a chunk, published when the stage is complete",
-    "collect": "records in the store",
+THEN = {
+    "reduce": ", merged in input order",
+    "group": ", merged bucket by bucket",
+    "sink": ", published when the stage is complete",
+    "collect": "",
 }
+"""What becomes of what an output of a kind has stored."""
 
 
 def explain(plan: Plan, state: RunState | None = None) -> str:
@@ -28,10 +29,10 @@ def explain(plan: Plan, state: RunState | None = None) -> str:
         chunks = state.stages[number].chunks if state is not None else ()
         lines += _stage(plan, number, stage, len(chunks))
     if len(plan.calls) > MOST_CALLS:
-        counts = Counter((call.facts.kind, call.name) for call in plan.calls)
-        lines += [f"{count:,} x {_calls(kind)} {name}" for (kind, name), count in counts.items()]
+        counts = Counter(map(call_name, plan.calls))
+        lines += [f"{count:,} x {name}" for name, count in counts.items()]
     else:
-        lines += [_call(plan, number, call) for number, call in enumerate(plan.calls)]
+        lines += [f"call {number}: {call_in_words(plan, call)}" for number, call in enumerate(plan.calls)]
     return "\n".join(lines)
 
 
@@ -44,11 +45,29 @@ def label(plan: Plan, address: Address) -> str:
     return f"{call.name} (call {~node})" + (f"[{item}]" if call.facts.results > 1 else "")
 
 
-def _count(number: int, word: str) -> str:
-    return f"{number:,} {word}{'' if number == 1 else 's'}"
+def tree(stage: Stage) -> Iterator[tuple[int, int, Step | Output]]:
+    """Yield a stage's steps and outputs, each under the step before it: depth, place of that step (-1: the source), and itself.
+
+    What goes straight on is no deeper; where branches fork, each of them is.
+    """
+    after: dict[int, list[Step | Output]] = {}
+    parts: tuple[Step | Output, ...] = (*stage.outputs, *stage.steps)
+    for part in parts:
+        after.setdefault(part.parent, []).append(part)
+    numbers = {id(step): number for number, step in enumerate(stage.steps)}
+    forked = len(after.get(-1, ())) > 1
+    left = [(int(forked), -1, part) for part in reversed(after.get(-1, ()))]
+    place = 0
+    while left:
+        depth, parent, part = left.pop()
+        yield depth, parent, part
+        if isinstance(part, Step):
+            onward = after.get(numbers[id(part)], [])
+            left += [(depth + (len(onward) > 1), place, other) for other in reversed(onward)]
+        place += 1
 
 
-def in_words(plan: Plan, stage: Stage) -> str:
+def source_in_words(plan: Plan, stage: Stage) -> str:
     """Say where a stage's records come from."""
     if stage.base is not None and stage.base[1] < 0:
         return f"the same chunks as stage {stage.base[0]}"
@@ -57,43 +76,78 @@ def in_words(plan: Plan, stage: Stage) -> str:
     if stage.value is not None:
         return f"each item of {label(plan, stage.value)}"
     paths: tuple[str, ...] = getattr(stage.source, "paths", ())
-    ends = [path if path.count("/") < 3 else "…/" + "/".join(path.rsplit("/", 2)[1:]) for path in paths[:2]]
-    return " ".join([stage.source.name, ", ".join([*ends, *(["…"] if len(paths) > 2 else [])])]).strip()
+    if paths:
+        return (
+            f"{stage.source.name} {', '.join(map(_end, paths[:2]))}{f' and {len(paths) - 2:,} more' if len(paths) > 2 else ''}"
+        )
+    items = getattr(stage.source, "iterable", None)
+    known = isinstance(items, (list, tuple, range, dict, set, frozenset, str))
+    return f"{stage.source.name} ({len(items):,})" if known else f"{stage.source.name}"  # type: ignore[arg-type]
 
 
-def kept(kind: str) -> str:
-    """Say in a word or two what an output of a kind keeps, and where."""
-    return {"reduce": "merged, in the store", "group": "merged by bucket", "sink": "files", "collect": "in the store"}[kind]
+def output_in_words(output: Output) -> str:
+    """Say what an output does."""
+    if output.kind == "sink" or output.name == output.kind:
+        return output.name  # a sink is named by the method that made it and where it writes
+    return f"{output.kind} {output.name}"
 
 
-def _stage(plan: Plan, number: int, stage: Stage, chunks: int) -> Iterator[str]:
-    waits = f", after {', '.join(label(plan, need) for need in stage.needs)}" if stage.needs else ""
-    counted = f", {_count(chunks, 'chunk')}" if chunks else ""
-    yield f"stage {number}: {in_words(plan, stage)}{waits}{counted}"
-    for place, step in enumerate(stage.steps):
-        after = "" if step.parent == place - 1 else f" (after {stage.label(step.parent + 1)})"
-        yield f"  {step.kind} {step.task.name}{after}{step.manner}"
-    for output in stage.outputs:
-        yield f"  barrier: {output.kind} {output.name} (of {stage.label(output.parent + 1)}): {KEPT[output.kind]}"
+def kept(output: Output) -> str:
+    """Say in a few words what is stored of an output, and where."""
+    match output.kind:
+        case "reduce":
+            words = "partial results in the store"
+        case "group":
+            words = f"partial results in the store, in {_count(output.body.buckets, 'bucket')}"
+        case "sink":
+            words = f"a file a chunk in {_end(output.body.path)}"
+        case _:
+            words = "records in the store"
+    if output.deadline:
+        words += f"; opens after {output.deadline:g} s with {output.at_least:.0%} of the input"
+    return words
 
 
-def _calls(kind: str) -> str:
-    return "" if kind == "call" else kind
+def call_name(call: Call) -> str:
+    """Name a call or a decision."""
+    facts = call.facts
+    return f"quorum, {facts.count} of {len(facts.arms)}" if facts.kind == "quorum" else call.name
 
 
-def _call(plan: Plan, number: int, call: Call) -> str:
+def call_in_words(plan: Plan, call: Call) -> str:
+    """Say what a call is given, or what a decision is between."""
     facts = call.facts
     given = f"({', '.join(label(plan, need) for need in facts.needs)})"
     arms = ", ".join(label(plan, arm) for arm in facts.arms)
     match facts.kind:
         case "call":
-            what = f"{call.name}{given}"
+            return f"{call.name}{given}"
         case "choose":
-            what = f"{call.name}{given} runs one of: {arms}"
+            return f"{call.name}{given} runs one of: {arms}"
         case "settle":
-            what = f"settle, when all have ended: {arms}"
+            return f"settle, when all have ended: {arms}"
         case "race":
-            what = f"race, the first of: {arms}"
+            return f"race, the first of: {arms}"
         case _:
-            what = f"quorum, the first {facts.count} of: {arms}"
-    return f"call {number}: {what}"
+            return f"quorum, the first {facts.count} of: {arms}"
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
+
+
+def _end(path: str) -> str:
+    """Return the end of a long path, which tells more than where it begins."""
+    return path if path.count("/") < 3 else "…/" + "/".join(path.rsplit("/", 2)[1:])
+
+
+def _stage(plan: Plan, number: int, stage: Stage, chunks: int) -> Iterator[str]:
+    needs = [label(plan, need) for need in stage.needs if need != stage.value]
+    waits = f", after {', '.join(needs)}" if needs else ""
+    counted = f", {_count(chunks, 'chunk')}" if chunks else ""
+    yield f"stage {number}: {source_in_words(plan, stage)}{waits}{counted}"
+    for depth, _, part in tree(stage):
+        if isinstance(part, Step):
+            yield f"{'  ' * (depth + 1)}{part.kind} {part.task.name}{part.manner}"
+        else:
+            yield f"{'  ' * (depth + 1)}barrier: {output_in_words(part)}: {kept(part)}{THEN[part.kind]}"

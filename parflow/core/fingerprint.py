@@ -19,6 +19,8 @@ from parflow.model import digest
 
 _CONSTANTS = (bool, int, float, str, bytes, tuple, frozenset, re.Pattern)
 
+_SCALARS = {type(None), bool, int, float, complex, str, bytes}
+
 
 def fingerprint(value: Any) -> str:
     """Return the fingerprint of a function, a class or a plain value.
@@ -42,7 +44,7 @@ def fingerprint(value: Any) -> str:
 
 
 def _canonical(value: Any, seen: frozenset[int]) -> Any:
-    if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
+    if type(value) in _SCALARS or isinstance(value, (int, float, complex, str, bytes)):
         return (type(value).__name__, value)
     if id(value) in seen:
         return "again"
@@ -83,8 +85,8 @@ def _thing(value: Any, seen: frozenset[int]) -> Any:
         )
         return ("class", f"{value.__module__}.{value.__qualname__}", bases, _canonical(own, seen))
     if dataclasses.is_dataclass(value):
-        fields = {name: getattr(value, name) for name in _compared(cast("Any", type(value)))}
-        return (name, _canonical(fields, seen))
+        fields = _compared(cast("Any", type(value)))
+        return (name, fields, tuple(_canonical(getattr(value, field), seen) for field in fields))
     wrapped = getattr(value, "__wrapped__", None)
     if isinstance(wrapped, types.FunctionType):
         return (name, _canonical(wrapped, seen))

@@ -242,6 +242,8 @@ class StageState:
     fan_in: int = 16
     chunks: list[ChunkState] = field(default_factory=list)
     pending: dict[tuple[int, int], Piece] = field(default_factory=dict)
+    weight: int = 0
+    ended: int = 0  # the weight of chunks of which no piece is pending
     listed: int = 0
     closed: bool = False
     rejected: list[Rejected] = field(default_factory=list)
@@ -336,8 +338,7 @@ class StageState:
     @property
     def share(self) -> float:
         """Which part of the input, by weight, is done."""
-        whole = sum(state.chunk.weight for state in self.chunks)
-        return sum(state.chunk.weight for state in self.chunks if not state.pending) / whole if whole else 1.0
+        return self.ended / self.weight if self.weight else 1.0
 
 
 @dataclass(slots=True)
@@ -390,8 +391,9 @@ class RunState:
                 self._end_piece(self.stages[entry.stage], entry)
             case Merged():
                 self.stages[entry.stage].merged[entry.output, entry.bucket, entry.level, entry.index] = entry.result
+                self.stages[entry.stage].cancelled = False
             case BarrierOpened():
-                self.stages[entry.stage].opened = True
+                self.stages[entry.stage].opened, self.stages[entry.stage].cancelled = True, False
             case Cut():
                 self.stages[entry.stage].cuts[entry.output] = entry
                 self.stages[entry.stage].leaves[entry.output] = self.stages[entry.stage].results(entry.output)
@@ -445,11 +447,11 @@ class RunState:
 
     @staticmethod
     def _list(stage: StageState, entry: ChunksListed, chunks: Iterable[Chunk]) -> None:
-        stage.cancelled = False
         before = len(stage.chunks)
         for chunk in chunks:
             stage.pending[chunk.index, 0] = Piece(chunk.index)
             stage.chunks.append(ChunkState(chunk))
+            stage.weight += chunk.weight
         stage.rejected.extend(entry.rejected)
         stage.listed += len(stage.chunks) - before + len(entry.rejected)
         stage.closed = entry.last
@@ -462,6 +464,8 @@ class RunState:
         for rest in entry.rest:
             stage.pending[rest.chunk, rest.first] = rest
         state.pending += len(entry.rest) - 1
+        if not state.pending:
+            stage.ended += state.chunk.weight
         if entry.receipt is not None:
             state.receipts[piece.first] = entry.receipt
             stage.tally += entry.receipt.tally
@@ -481,9 +485,9 @@ class RunState:
 
 def _anew(stage: StageState) -> StageState:
     """Return a stage of which nothing is done; what its own source listed stays listed."""
-    fresh = StageState(stage.facts, stage.fan_in, redriven=True)
+    fresh = StageState(stage.facts, stage.fan_in, patient={*range(len(stage.facts.kinds))}, redriven=True)
     if stage.facts.base is None and not stage.facts.expands:
-        fresh.listed, fresh.closed, fresh.rejected = stage.listed, stage.closed, stage.rejected
+        fresh.weight, fresh.listed, fresh.closed, fresh.rejected = stage.weight, stage.listed, stage.closed, stage.rejected
         fresh.chunks = [ChunkState(state.chunk) for state in stage.chunks]
         fresh.pending = {(index, 0): Piece(index) for index in range(len(stage.chunks))}
     return fresh

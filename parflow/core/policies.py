@@ -45,20 +45,28 @@ class Batching:
     """How many jobs travel to a worker in one Dask key: enough to hide its cost, few enough to share work evenly.
 
     The mean of recent job seconds is kept with exponential weights; a batch holds about ``target`` seconds of jobs, and
-    never more than its share of what is queued (guided self-scheduling: Polychronopoulos and Kuck, 1987).
+    never more than its share of what is queued (guided self-scheduling: Polychronopoulos and Kuck, 1987). Once ``known``
+    jobs were seen, ``grain`` seconds of them are shared out no further: a key costs as much.
     """
 
     target: float = 0.25
+    grain: float = 0.002
     limit: int = 256
+    known: int = 100
+    seen: int = 0
     mean: float | None = None
 
     def saw(self, seconds: float) -> None:
         """Take the duration of one more job."""
+        self.seen += 1
         self.mean = seconds if self.mean is None else 0.8 * self.mean + 0.2 * seconds
 
     def size(self, queued: int, slots: int) -> int:
         """Return how many of the ``queued`` jobs to send at once."""
         if self.mean is None:
             return 1
+        mean = max(self.mean, 1e-6)
         share = -(-queued // max(1, 2 * slots))
-        return max(1, min(self.limit, share, int(self.target / max(self.mean, 1e-6))))
+        if self.seen >= self.known:
+            share = max(share, int(self.grain / mean))
+        return max(1, min(self.limit, share, int(self.target / mean)))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import copyreg
 import io
 import types
-from collections import ChainMap
-from typing import Any, ClassVar
+from typing import Any
 
 import cloudpickle
 
@@ -20,8 +20,14 @@ def _code(code: types.CodeType) -> Any:
     return make, tuple(code.co_filename if part == "<dynamic-code>" else part for part in arguments)
 
 
+_OWN = {**cloudpickle.Pickler.dispatch_table.maps[0], types.CodeType: _code}
+
+
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    dispatch_table: ClassVar[Any] = ChainMap({types.CodeType: _code}, cloudpickle.Pickler.dispatch_table)
+    @property
+    def dispatch_table(self) -> dict[type, Any]:
+        """Return cloudpickle's table as one dict: its ChainMap is asked in Python for each object."""
+        return {**copyreg.dispatch_table, **_OWN}
 
 
 def dumps(value: Any) -> bytes:

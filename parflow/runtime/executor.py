@@ -113,6 +113,7 @@ class Executor:
         self._stopping = threading.Event()
         self._connecting = threading.Lock()
         self._over = False
+        self._bells: list[threading.Timer] = []
         self._idle_since: float | None = None
         self._bound: dict[Address, Binding] = {}
 
@@ -164,6 +165,8 @@ class Executor:
                     looked = time.monotonic()
         finally:
             self._stopping.set()
+            for bell in self._bells:  # else each keeps its thread, and this run, until its deadline
+                bell.cancel()
             with self._connecting:
                 self._over = True
                 if self.hands is not None:
@@ -196,6 +199,7 @@ class Executor:
                     bell = threading.Timer(seconds, self.inbox.put, (Rang(stage, output),))
                     bell.daemon = True
                     bell.start()
+                    self._bells.append(bell)
                 case Yield(attempts):
                     if self.coordinator.ending is not None:
                         self._stopping.set()

@@ -195,6 +195,13 @@ class Sandbox:
 
     def warm(self, children: int, preload: tuple[str, ...], memory: int | None) -> None:
         """Import and fork ahead of the first batch, up to so many children; those with another limit go."""
+        try:
+            self._warm(children, preload, memory)
+        except ParflowError:
+            if not self.closed:  # else nobody needs them any more
+                raise
+
+    def _warm(self, children: int, preload: tuple[str, ...], memory: int | None) -> None:
         with self.warming:
             self.server.load(preload)
             with self.lock:

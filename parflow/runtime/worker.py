@@ -181,7 +181,7 @@ def adoptable(store: Store, stages: Sequence[StageState]) -> Iterator[tuple[int,
     """Yield what the store holds of chunks that the journal has pending: finished pieces whose entries were lost."""
     for key in store.keys("done/"):
         stage, chunk = (int(part) for part in key.removeprefix("done/s").split("-")[:2])
-        if stages[stage].facts.needs:  # made with other values, perhaps, before a redrive
+        if stages[stage].facts.needs or stages[stage].redriven:  # made with other values, or published, before a redrive
             continue
         if chunk >= len(stages[stage].chunks) or not stages[stage].chunks[chunk].pending:
             continue

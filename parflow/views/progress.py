@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from parflow.views.report import size
+from parflow.views.words import size
 
 if TYPE_CHECKING:
     from rich.progress import TaskID

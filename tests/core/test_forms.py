@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -71,7 +72,7 @@ async def streams(record: int) -> Any:
         (Batched(Plain, 5, "records"), True, False),
         (Batched(len, 5, "arrow"), False, False),
     ],
-    ids=repr,
+    ids=lambda it: re.sub(" at 0x[0-9a-f]+", "", repr(it)),
 )
 def test_a_function_is_called_awaited_or_built_first(function: Callable[..., Any], built: bool, awaited: bool) -> None:
     assert (is_built(function), is_async(function)) == (built, awaited)

@@ -7,6 +7,7 @@ import datetime as dt
 import math
 import os
 import pickle
+import re
 import subprocess
 import sys
 import uuid
@@ -318,7 +319,7 @@ UNFIT: list[Any] = [
 
 
 @pytest.mark.parametrize("inner", [reducers.count(), reducers.concat(), First()], ids=lambda how: how.name)
-@pytest.mark.parametrize("bad", UNFIT, ids=repr)
+@pytest.mark.parametrize("bad", UNFIT, ids=lambda bad: re.sub(" at 0x[0-9a-f]+", "", repr(bad)))
 def test_a_key_that_can_not_meet_its_equals_is_refused(bad: Any, inner: Reducer) -> None:
     how = Grouped(key_of, inner)
     state = taken(how, [("a", 1), (2, 1)], 0)
@@ -438,7 +439,7 @@ EQUALS: list[tuple[Any, ...]] = [
 ]
 
 
-@pytest.mark.parametrize("equals", EQUALS, ids=lambda equals: repr(equals[0]))
+@pytest.mark.parametrize("equals", EQUALS, ids=lambda equals: re.sub(" at 0x[0-9a-f]+", "", repr(equals[0])))
 def test_equal_keys_share_a_bucket(equals: tuple[Any, ...]) -> None:
     assert len(set(equals)) == 1
     for buckets in (2, 64, 1000, 1024):

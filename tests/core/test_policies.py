@@ -66,6 +66,13 @@ def test_the_last_jobs_are_shared_out() -> None:
     assert batching.size(1, 2) == 1
 
 
+def test_jobs_known_to_be_short_are_shared_out_no_further_than_is_worth_a_key() -> None:
+    batching = Batching()
+    for _ in range(batching.known):
+        batching.saw(0.0001)
+    assert batching.size(8, 2) == 20
+
+
 def test_the_mean_follows_what_is_seen() -> None:
     batching = Batching()
     batching.saw(1.0)

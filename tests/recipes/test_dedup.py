@@ -6,7 +6,7 @@ import importlib
 import itertools
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,18 @@ def test_all_near_duplicates_are_found_and_nothing_else(
     assert (precision, recall) == (1.0, 1.0)
 
 
+def test_only_those_that_share_a_band_are_compared_and_that_changes_nothing(
+    source: str, tmp_path: Path, reviews: list[dict[str, Any]]
+) -> None:
+    run = recipe.duplicates(source).run(home=tmp_path / "home", workers=2)
+    signed = [recipe.sign.function(review, "id") for review in reviews]
+    assert run.result() == recipe.group(signed, 0.8)
+    met = Counter(band for signature in signed for band in set(recipe.bands(signature)))
+    suspects = [signature for signature in signed if any(met[band] > 1 for band in recipe.bands(signature))]
+    assert 60 <= len(suspects) < 200
+    assert recipe.group(suspects, 0.8) == run.result()
+
+
 def test_similarities_are_estimated_well(source: str, tmp_path: Path, alike: dict[tuple[str, str], float]) -> None:
     found = recipe.duplicates(source).run(home=tmp_path / "home").result()
     errors = [abs(repeat["similarity"] - alike[repeat["first"], repeat["id"]]) for repeat in found]
@@ -94,10 +106,11 @@ def test_the_result_does_not_depend_on_how_the_input_is_cut(data: Path, source: 
 def test_the_first_of_each_group_is_written_and_so_is_the_list_of_the_rest(
     source: str, tmp_path: Path, reviews: list[dict[str, Any]], truth: dict[str, str]
 ) -> None:
-    found, kept = recipe.dedup(source, str(tmp_path / "out"), home=tmp_path / "home")
-    assert kept.result()["rows"] == len(reviews) - len(truth)
+    run = recipe.dedup(source, str(tmp_path / "out")).run(home=tmp_path / "home", workers=2)
+    assert run.result() == {"near-duplicates": len(truth), "documents kept": len(reviews) - len(truth)}
     assert read(tmp_path / "out/unique") == [review for review in reviews if review["id"] not in truth]
-    assert read(tmp_path / "out/duplicates") == found.result()
+    assert {repeat["id"]: repeat["first"] for repeat in read(tmp_path / "out/duplicates")} == truth
+    assert read(tmp_path / "out/duplicates") == recipe.duplicates(source).run(home=tmp_path / "home").result()
 
 
 def test_of_a_chain_of_copies_the_first_one_is_kept(tmp_path: Path) -> None:
@@ -129,17 +142,23 @@ def test_documents_of_a_word_or_two_are_compared_whole(tmp_path: Path) -> None:
 def test_documents_without_text_are_dead_letters_and_are_kept(tmp_path: Path) -> None:
     documents: list[dict[str, Any]] = [{"id": 1, "text": "some words here"}, {"id": 2}, {"id": 3, "text": "Some words: here"}]
     source = write(tmp_path / "a.jsonl", documents)
-    found, kept = recipe.dedup(source, str(tmp_path / "out"), home=tmp_path / "home", max_failures=1)
-    assert [(failure.step, failure.error) for failure in found.failures()] == [("sign", "KeyError")]
-    assert kept.failures() == []
+    run = recipe.dedup(source, str(tmp_path / "out")).run(home=tmp_path / "home", max_failures=1)
+    assert run.result() == {"near-duplicates": 1, "documents kept": 2}
+    assert [(failure.step, failure.error) for failure in run.failures()] == [("sign", "KeyError")]
     assert read(tmp_path / "out/unique") == documents[:2]
 
 
-def test_ids_that_occur_twice_stop_the_run_before_anything_is_dropped(tmp_path: Path) -> None:
-    source = write(tmp_path / "a.jsonl", [{"id": 1, "text": "one text"}, {"id": 1, "text": "another one"}])
+@pytest.mark.parametrize(
+    "documents",
+    [[(1, "one text"), (1, "another one")], [(1, "one text"), (2, "One text"), (2, "another one")], [(1, ""), (1, "")]],
+    ids=["unlike", "a copy's", "empty"],
+)
+def test_ids_that_occur_twice_stop_the_run_before_anything_is_dropped(documents: list[tuple[int, str]], tmp_path: Path) -> None:
+    source = write(tmp_path / "a.jsonl", [{"id": name, "text": text} for name, text in documents])
+    run = recipe.dedup(source, str(tmp_path / "out")).run(home=tmp_path / "home")
     with pytest.raises(StepError, match="ids occur more than once"):
-        recipe.dedup(source, str(tmp_path / "out"), home=tmp_path / "home")
-    assert not (tmp_path / "out").exists()
+        run.result()
+    assert not list((tmp_path / "out").glob("*/*.jsonl"))
 
 
 def test_a_long_text_is_signed_as_a_short_one_is() -> None:
@@ -153,10 +172,3 @@ def test_the_command_line_prints_the_near_duplicates(truth: dict[str, str], comm
     words = ["run", "recipes/dedup.py:duplicates", "--source", "tests/recipes/data/reviews*.jsonl", "--json"]
     printed = json.loads(command("-m", "parflow.cli", *words))
     assert {repeat["id"]: repeat["first"] for repeat in printed["result"]} == truth
-
-
-def test_the_script_finds_and_writes(reviews: list[dict[str, Any]], tmp_path: Path, command: Callable[..., str]) -> None:
-    assert (
-        command("recipes/dedup.py", "tests/recipes/data/reviews*.jsonl", "out") == "30 near-duplicates, 1010 documents kept\n"
-    )
-    assert len(read(tmp_path / "out/unique")) == 1010

@@ -45,16 +45,28 @@ def test_mean_and_share_are_those_of_a_plain_loop(data: Path, tmp_path: Path, sc
     assert run.failures() == []
 
 
-def test_more_negative_ones_than_the_alarm_sound_it_and_nothing_is_archived(
+def ran(run: pf.Run) -> tuple[set[str], list[int]]:
+    """Name the calls that a run made, and tell how many records each of its stages went through."""
+    state = run.state
+    return {state.tasks[call.facts.task].name for call in state.calls if call.ended}, [stage.records for stage in state.stages]
+
+
+def test_when_all_is_quiet_nothing_is_alerted_and_nobody_looks_for_the_worst(data: Path, tmp_path: Path) -> None:
+    run = sentiment(str(data / "reviews.jsonl"), str(tmp_path / "out"), 0.254).run(home=tmp_path / "home", workers=2)
+    assert run.result()["report"] == "all quiet: 25.4% are negative"
+    assert ran(run) == ({"gt", "when", "archive"}, [1000, 0])
+
+
+def test_more_negative_ones_than_the_alarm_raise_it_and_nothing_is_archived(
     data: Path, tmp_path: Path, reviews: list[dict[str, Any]], scores: list[float]
 ) -> None:
-    run = sentiment(str(data / "reviews.jsonl"), str(tmp_path / "out"), 0.2).run(home=tmp_path / "home")
+    run = sentiment(str(data / "reviews.jsonl"), str(tmp_path / "out"), 0.253).run(home=tmp_path / "home", workers=2)
     worst = sorted(range(1000), key=lambda place: scores[place])[:3]
-    report = run.result()["report"]
-    assert report["alarm"] == "25.4% are negative"
-    assert [line.split()[1].rstrip(":") for line in report["worst"][:3]] == [reviews[place]["id"] for place in worst]
-    made = {run.state.tasks[call.facts.task].name for call in run.state.calls if call.ended}
-    assert made == {"gt", "when", "alert"}
+    assert run.result()["report"] == {
+        "alarm": "25.4% are negative",
+        "worst": [f"{scores[place]:+.2f} {reviews[place]['id']}: {reviews[place]['text'][:60]}" for place in worst],
+    }
+    assert ran(run) == ({"gt", "when", "alert"}, [1000, 1000])
 
 
 def test_every_score_is_written_as_parquet_in_input_order(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -11,8 +14,11 @@ from hypothesis import strategies as st
 from parflow.core import coordinator as core
 from parflow.core import pieces
 from parflow.core.coordinator import Coordinator
+from parflow.core.dataflow import Dataflow
+from parflow.core.growth import renumbered
+from parflow.core.history import RunState
 from parflow.core.signals import BatchReturned, Instruction, Stimulus, Submit
-from parflow.model import Cursor, Piece, Receipt
+from parflow.model import Address, Cursor, GraphFacts, Growth, Piece, Receipt
 from parflow.runtime.simulator import (
     CALM,
     CAUSES,
@@ -20,6 +26,7 @@ from parflow.runtime.simulator import (
     ROUGH,
     Faults,
     VirtualCall,
+    VirtualGraph,
     VirtualRecord,
     VirtualStage,
     World,
@@ -67,6 +74,14 @@ FAULTS = st.builds(
 def test_any_world_comes_to_its_one_result_through_any_faults(world: World, seed: int, faults: Faults) -> None:
     outcome = simulate(world, seed, faults)
     assert (outcome.results, outcome.dead) == expected(world)
+
+
+@settings(max_examples=SEEDS, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(which=st.integers(0, 2**32), seed=st.integers(0, 2**32), faults=FAULTS)
+def test_any_graph_comes_to_what_the_winners_of_its_races_lead_to(which: int, seed: int, faults: Faults) -> None:
+    world = random_world(which)
+    outcome = simulate(world, seed, faults)
+    assert (outcome.results, outcome.dead) == expected(world, outcome.picks)
 
 
 def test_many_seeds_come_to_what_they_must() -> None:
@@ -122,6 +137,39 @@ def test_a_world_in_which_all_fails_gives_all_as_dead_letters() -> None:
     assert outcome.restarts > 0
 
 
+def test_a_world_whose_target_can_not_be_had_fails_however_often_it_is_resumed() -> None:
+    calls = (VirtualCall(), VirtualCall(fate="crashes"), VirtualCall(needs=((~0, 0), (~1, 0))))
+    outcome = simulate(World(calls=calls, targets=((~2, 0),)), seed=1, faults=ROUGH)
+    assert (outcome.results, outcome.dead) == ({}, ())
+    assert outcome.restarts >= 2
+
+
+def test_a_race_is_won_by_the_faster_and_a_failure_is_an_outcome() -> None:
+    calls = (
+        VirtualCall(seconds=4.0), VirtualCall(fate="raises"), VirtualCall(seconds=1.0),
+        VirtualCall("race", arms=((~0, 0), (~1, 0), (~2, 0))), VirtualCall("settle", arms=((~3, 0), (~1, 0))),
+    )  # fmt: skip
+    outcome = simulate(World(calls=calls, slots=3, targets=((~4, 0),)))
+    assert outcome.results == {(~4, 0): b"[c2.0, failed]"}
+    assert outcome.picks == {"c3": (2,), "c4": (0,)}
+
+
+def test_what_a_call_grew_runs_in_its_place() -> None:
+    stage = VirtualStage(((VirtualRecord(), VirtualRecord("raises")),), ("collect",))
+    grown = VirtualGraph((stage,), (VirtualCall(needs=((0, 0),)),), ((~0, 0), (0, 0)))
+    outcome = simulate(World(calls=(VirtualCall(results=2, grows=grown),), targets=((~0, 1),), max_failures=1))
+    assert (outcome.results, outcome.dead) == ({(~0, 1): b"c0/0.0.0 "}, ("c0/0.0.1",))
+
+
+def test_a_keyed_reduction_puts_each_record_into_one_bucket_and_a_stage_goes_on_from_there() -> None:
+    keyed = VirtualStage(((VirtualRecord(),) * 5,) * 7, ("group", "collect"), buckets=(3, 1))
+    world = World((keyed, VirtualStage(base=(0, 0), kinds=("collect",))), targets=((0, 0), (0, 1), (1, 0)))
+    results = simulate(world, seed=1, faults=ROUGH).results
+    names = [name + "'" for name in results[0, 0].decode().split()]
+    assert sorted(names) == sorted(results[0, 1].decode().split())
+    assert results[1, 0].decode().split() == [f"1~{name}" for name in results[0, 0].decode().split()]
+
+
 def test_the_command_line_says_how_it_went_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--seeds", "3", "--first", "7"]) == 0
     line = capsys.readouterr().out
@@ -132,8 +180,8 @@ def test_the_command_line_says_how_it_went_in_one_line(capsys: pytest.CaptureFix
 # --- the rules can be broken: a coordinator with one fault is caught ---------------------------------------------------
 
 
-def caught(capsys: pytest.CaptureFixture[str]) -> str:
-    assert main(["--seeds", "400"]) == 1
+def caught(capsys: pytest.CaptureFixture[str], seeds: int = 400) -> str:
+    assert main(["--seeds", str(seeds)]) == 1
     story = capsys.readouterr().err
     assert story.startswith("seed ")
     return story.partition("\n")[0]
@@ -148,7 +196,7 @@ def test_a_receipt_that_counts_twice_is_caught(monkeypatch: pytest.MonkeyPatch, 
     handle, ever = Coordinator.handle, dict[str, Submit]()
 
     def forgetful(self: Coordinator, stimulus: Stimulus) -> list[Instruction]:
-        if isinstance(stimulus, BatchReturned) and stimulus.attempt in ever:
+        if isinstance(stimulus, BatchReturned) and stimulus.attempt in ever and self.ending is None:
             self.inflight.setdefault(stimulus.attempt, ever[stimulus.attempt])
         asked = handle(self, stimulus)
         ever.update(self.inflight)
@@ -199,6 +247,66 @@ def test_a_window_that_is_too_wide_is_caught(monkeypatch: pytest.MonkeyPatch, ca
 
     monkeypatch.setattr(Coordinator, "_fill", wide)
     assert "the window is kept" in caught(capsys)
+
+
+def test_what_begins_on_something_that_is_not_durable_is_caught(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    then = Coordinator._then
+
+    def hasty(self: Coordinator, act: Callable[[], None]) -> None:
+        if isinstance(act, partial) and act.func.__name__ == "_called" and self.state.calls[act.args[0]].results:
+            act()
+        else:
+            then(self, act)
+
+    monkeypatch.setattr(Coordinator, "_then", hasty)
+    assert "durable" in caught(capsys)
+
+
+def test_a_loser_that_runs_on_is_caught(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(Coordinator, "_drop", lambda _self, _nodes: None)
+    assert "is cancelled" in caught(capsys)
+
+
+def test_a_decision_that_cancels_nobody_is_caught(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(Dataflow, "sweep", lambda _self, _verdict: ())
+    assert "what nobody wants any more is cancelled" in caught(capsys)
+
+
+def test_a_crowd_that_is_cancelled_with_a_loser_is_caught(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    requeue, drop, dropping = Coordinator._requeue, Coordinator._drop, list[int]()
+
+    def cruel(self: Coordinator, nodes: Iterable[int]) -> None:
+        dropping.append(1)
+        drop(self, nodes)
+        dropping.pop()
+
+    monkeypatch.setattr(Coordinator, "_drop", cruel)
+    monkeypatch.setattr(Coordinator, "_requeue", lambda self, job: None if dropping else requeue(self, job))
+    assert "a run never stands still" in caught(capsys, 1000)
+
+
+def test_a_grown_graph_with_wrong_numbers_is_caught(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unmoved(growth: Growth, state: RunState) -> tuple[GraphFacts, tuple[Address, ...]]:
+        return growth.graph, renumbered(growth, state)[1]
+
+    monkeypatch.setattr(core, "renumbered", unmoved)
+    assert "what grew" in caught(capsys)
+
+
+def test_a_call_that_is_blamed_for_a_crash_without_a_trial_is_caught(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call_back = Coordinator._call_back
+    monkeypatch.setattr(
+        Coordinator, "_call_back", lambda self, job, receipt: call_back(self, replace(job, alone=True), receipt)
+    )
+    assert "only the guilty fail" in caught(capsys)
 
 
 def test_a_coordinator_killed_as_it_stops_with_nothing_else_under_way_goes_on() -> None:

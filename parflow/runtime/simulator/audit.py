@@ -75,6 +75,7 @@ class Audit:
         self.ended: dict[tuple[int, int, int], bool] = {}  # a record: whether it is a dead letter
         self.tickets: dict[Key, int] = {}  # of each stage, chunk, node, barrier and call, the last entry's
         self.unsent: dict[tuple[int, int], int] = {}  # fresh chunks and their weights
+        self.count, self.dead = Counter[int](), Counter[int]()  # of each stage's ended records
         self.open: dict[str, Submit] = {}
         self.flying: Counter[tuple[object, ...]] = Counter()
         self.back: dict[tuple[object, ...], tuple[Job, Receipt]] = {}  # what has just come back
@@ -140,7 +141,8 @@ class Audit:
     def check(self, coordinator: Coordinator) -> None:
         """Compare the coordinator with the fold of its entries, and see that a finished one asks for nothing."""
         must(self.state == coordinator.state, "the state is the fold of the entries")
-        self.branches.check(self.open.values(), ending=coordinator.ending is not None)
+        quiet = self.durable == self.ticket
+        self.branches.check(self.open.values(), ending=coordinator.ending is not None, quiet=quiet)
         if coordinator.finished:
             late: list[Stimulus] = [BatchLost(attempt, "") for attempt in self.open]
             late += [SlotsChanged(9), Durable(self.ticket), StopRequested(now=True)]
@@ -247,9 +249,18 @@ class Audit:
         keys = {(stage, piece.chunk, ordinal): dead for ordinal, dead in ended.items()}
         must(not keys.keys() & self.ended.keys(), "a record ends once", entry)
         self.ended.update(keys)
+        self.count[stage] += len(keys)
+        self.dead[stage] += sum(keys.values())
+        if self._tolerance.hopeless(self.dead[stage], self.count[stage]):
+            self.branches.failed.add(stage)
+
+    @property
+    def _tolerance(self) -> Tolerance:
+        owned = self.state.owned
+        return Tolerance(owned.max_failures if owned is not None else 0)
 
     def _barrier(self, entry: BarrierOpened) -> None:
-        number, stage, owned = entry.stage, self.state.stages[entry.stage], self.state.owned
+        number, stage = entry.stage, self.state.stages[entry.stage]
         records = {(number, c, o) for c in range(len(stage.chunks)) for o in range(len(self._records(number, c)))}
         virtual = self.cast.stages[number].node
         must(stage.facts.base is not None or len(stage.chunks) == len(virtual.chunks), "all chunks are listed", entry)
@@ -258,7 +269,7 @@ class Audit:
         must(not self.live or number in self.branches.wanted, "nothing is done that nobody wants", entry)
         rejected = virtual.inputs.count(None)
         failed = rejected + sum(self.ended[record] for record in records)
-        accepted = owned is not None and Tolerance(owned.max_failures).accepts(failed, len(records) + rejected)
+        accepted = self._tolerance.accepts(failed, len(records) + rejected)
         must(accepted and failed == entry.failed, "a barrier opens over tolerated failures only", entry)
 
     # --- jobs -------------------------------------------------------------------------------------------------------------
@@ -272,6 +283,7 @@ class Audit:
         must(max(self.flying.values()) == 1, "a job is in flight once", submit)
         for job in submit.jobs:
             must(job.node in self.branches.wanted, "nothing runs that nobody wants", job)
+            must(job.node not in self.branches.failed, "nothing runs for who has failed", job)
             must(not job.alone or len(submit.jobs) == 1, "a suspect travels alone", submit)
             unit = ~job.task if isinstance(job, CallJob) else job.stage
             must(unit == submit.unit, "a batch is of one stage or task", submit)
@@ -288,7 +300,7 @@ class Audit:
         must(stage.chunks[piece.chunk].chunk == job.chunk, "a job has its chunk", job)
         must(self.wants.there(stage.facts.needs), "a stage runs on what is durable", job)
         must(job.stage in self.listing or stage.closed, "a stage is listed before it runs", job)
-        wanted = self.branches.wanted
+        wanted = self.branches.wanted - self.branches.failed
         largest = max((weight for (number, _), weight in self.unsent.items() if number in wanted), default=0)
         if weight := self.unsent.pop((job.stage, piece.chunk), None):
             must(weight == largest, "the largest chunk is begun first", job)

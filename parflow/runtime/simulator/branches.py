@@ -53,8 +53,7 @@ class Branches:
         call = self.state.calls[job.call]
         must(call.facts.kind in ("call", "choose") and job.task == call.facts.task, "a call is one of its task", job)
         must(self.wants.there(call.facts.needs), "a call runs on what is durable", job)
-        made = call.results or call.grown or call.choice is not None
-        must(not made and job.node not in self.failed, "what has ended is not made again", job)
+        must(not (call.results or call.grown or call.choice is not None), "what has ended is not made again", job)
         must(job.alone == (job.call in self.suspects), "who was in hand when a child ended is tried alone", job)
 
     def called(self, entry: Called | Grown, receipt: Receipt | None, *, alone: bool) -> None:
@@ -144,6 +143,7 @@ class Branches:
         must(unfinished <= set(entry.cancelled), "what nobody wants any more is cancelled", entry, unfinished)
         must(not any(self._is_finished(node, all) for node in entry.cancelled), "what is finished is not cancelled", entry)
         self.wanted = left
+        self.suspects -= {~node for node in entry.cancelled}  # whoever is wanted again begins anew
         must(state.calls[entry.call] is call, "a decision is taken once", entry)
 
     def _is_good(self, node: int) -> bool:
@@ -154,8 +154,8 @@ class Branches:
         outputs = range(len(self.state.stages[node].facts.kinds)) if node >= 0 else range(1)
         return which(self.wants.there([(node, output)]) for output in outputs)
 
-    def check(self, flying: Iterable[Submit], *, ending: bool) -> None:
-        """See that what runs is wanted, and what was cancelled isn't."""
+    def check(self, flying: Iterable[Submit], *, ending: bool, quiet: bool) -> None:
+        """See that what runs is wanted, what was cancelled isn't and, when all is durable (``quiet``), all is decided."""
         for submit in self.cancelled:
             idle = [job for job in submit.jobs if job.node not in self.wanted or self._has_failed(job.node)]
             must(idle, "only what nobody wants is cancelled", submit)
@@ -163,6 +163,15 @@ class Branches:
         if not ending:
             for submit in flying:
                 must(all(job.node in self.wanted for job in submit.jobs), "what nobody wants any more is cancelled", submit)
+                must(not any(job.node in self.failed for job in submit.jobs), "what has failed is cancelled", submit)
+            for node in self.wanted if quiet else ():
+                must(node >= 0 or not self._is_due(~node), "a decision is taken once it can be", node)
+
+    def _is_due(self, number: int) -> bool:
+        call = self.state.calls[number]
+        if call.facts.kind not in ("race", "quorum") or call.decided is not None:
+            return False
+        return sum(self.wants.there([arm]) for arm in call.facts.arms) >= call.facts.count
 
     def _has_failed(self, node: int) -> bool:
         if node < 0:

@@ -9,6 +9,8 @@ from parflow.model import Address, CallKind
 from parflow.runtime.simulator.truth import Truth
 from parflow.runtime.simulator.world import FATES, Faults, VirtualCall, VirtualGraph, VirtualRecord, VirtualStage, World
 
+HOPELESS = 15
+"""Chunks of a stage in which nothing succeeds, so many that it's given up before its end."""
 SECONDS = (0.001, 0.01, 0.1, 1.0, 4.0)
 MOSTLY = 0.85
 """How often a world that can't succeed is thrown away."""
@@ -48,7 +50,16 @@ class _Maker:
         self.values: list[Address] = []
 
     def graph(self, size: int, results: int) -> VirtualGraph:
-        makers = {self.stage: 5, self.derived: 4, self.call: 6, self.choose: 3, self.decision: 6}
+        makers = {
+            self.stage: 5,
+            self.derived: 4,
+            self.call: 6,
+            self.choose: 2,
+            self.decision: 5,
+            self.again: 3,
+            self.crowd: 1,
+            self.hopeless: 0.3,
+        }
         while len(self.stages) + len(self.calls) < size or not self.values:
             self.rng.choices([*makers], [*makers.values()])[0]()
         late = self.values[-4:]
@@ -79,9 +90,17 @@ class _Maker:
         expands = bool(needs) and self.rng.random() < 0.4
         self._add_stage(VirtualStage(inputs, kinds, needs, None, expands, buckets))
 
+    def hopeless(self) -> None:
+        """Add a stage in which nothing succeeds, and somebody who can do without it."""
+        self._add_stage(VirtualStage(((VirtualRecord("raises", 0.01),) * 20,) * HOPELESS))
+        self.decision((self.values[-1], *self.arms()))
+
     def derived(self) -> None:
         kept = [(s, o) for s, stage in enumerate(self.stages) for o, k in enumerate(stage.kinds) if k in ("collect", "group")]
-        bases = kept * 2 + [(number, -1) for number in range(len(self.stages))]
+        listed = [
+            number for number, stage in enumerate(self.stages) if len(stage.inputs) < HOPELESS
+        ]  # else it's not sure to be
+        bases = kept * 2 + [(number, -1) for number in listed]
         if bases:
             kinds, buckets = self.kinds(keyed=True)
             needs = self.needs() if self.rng.random() < 0.5 else ()
@@ -96,22 +115,35 @@ class _Maker:
             VirtualCall("call", self.needs(), (), 1, results, self.rng.randint(0, 1), fate, self.seconds(), 0, grows)
         )
 
-    def choose(self) -> None:
-        """Add a choice: sometimes of a branch that an earlier decision may have cancelled, made once that was taken."""
-        earlier = [number for number, call in enumerate(self.calls) if call.decides]
-        if earlier and self.rng.random() < 0.5:
-            number = self.rng.choice(earlier)
-            needs, arms = ((~number, 0), *self.needs())[:2], self.calls[number].arms
-        else:
-            needs, arms = self.needs(), self.arms()
+    def choose(self, needs: tuple[Address, ...] | None = None, arms: tuple[Address, ...] | None = None) -> None:
+        needs, arms = needs or self.needs(), arms or self.arms()
         fate = self.rng.choice(FATES) if self.rng.random() < self.bad else "ok"
         choice, task = self.rng.randrange(len(arms)), self.rng.randint(0, 1)
         self._add_call(VirtualCall("choose", needs, arms, 1, 1, task, fate, self.seconds(), choice))
 
-    def decision(self) -> None:
+    def decision(self, arms: tuple[Address, ...] | None = None) -> None:
         kinds: tuple[CallKind, ...] = ("settle", "race", "race", "quorum")
-        kind, arms = self.rng.choice(kinds), self.arms(bad=0.3)
+        kind, arms = self.rng.choice(kinds), arms or self.arms(bad=0.3)
         self._add_call(VirtualCall(kind, (), arms, self.rng.randint(1, len(arms)) if kind == "quorum" else 1))
+
+    def again(self) -> None:
+        """Add a decision, and a choice made after it of one of its branches, which may have failed or been cancelled."""
+        arms = self.arms(bad=0.3)
+        self.decision(arms)
+        self.choose((self.values[-1],), arms)
+        if self.rng.random() < 0.5:
+            self.decision((self.values[-1], *self.arms()))
+
+    def crowd(self) -> None:
+        """Add many short calls that travel together, half of them branches of one decision, half of another one."""
+        first = len(self.calls)
+        for _ in range(self.rng.choice((8, 24))):
+            self._add_call(VirtualCall(seconds=self.rng.choice((0.001, 0.001, 0.001, 0.05))))
+        calls = [(~number, 0) for number in range(first, len(self.calls))]
+        self.rng.shuffle(calls)
+        self.decision(tuple(calls[: len(calls) // 2]))
+        self.decision(tuple(calls[len(calls) // 2 :]))
+        self.decision(tuple(self.values[-2:]))
 
     def arms(self, bad: float | None = None) -> tuple[Address, ...]:
         """Return branches: what is there already, or something of their own."""

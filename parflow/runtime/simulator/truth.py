@@ -69,6 +69,11 @@ def bucket_of(name: str, buckets: int) -> int:
     return zlib.crc32(bare(name).encode()) % buckets
 
 
+def of_output(name: str, output: int) -> str:
+    """Return what a stage's output has of a record, so that no output is taken for another one."""
+    return name + "'" * output
+
+
 def names_in(data: bytes) -> list[str]:
     """Return the names of the records in a result."""
     return re.findall("[^()! ]+", data.decode())
@@ -263,7 +268,9 @@ class Truth:
 
     def _kept(self, label: str, output: int) -> list[list[str]]:
         """Return the names that survived: of a keyed reduction by bucket, else by chunk."""
-        names = [[name for name, record in chunk if record.fate not in CAUSES] for chunk in self.chunks(label)]
+        names = [
+            [of_output(name, output) for name, record in chunk if record.fate not in CAUSES] for chunk in self.chunks(label)
+        ]
         stage = self.stages[label]
         if stage.kinds[output] != "group":
             return names

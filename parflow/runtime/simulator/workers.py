@@ -23,7 +23,7 @@ from parflow.model import (
     make_ref,
 )
 from parflow.runtime.simulator.rules import must, span_of
-from parflow.runtime.simulator.truth import Cast, Truth, bucket_of, mark, names_in
+from parflow.runtime.simulator.truth import Cast, Truth, bucket_of, mark, names_in, of_output
 from parflow.runtime.simulator.world import CAUSES, Fate, World, facts_of
 
 INLINE = 24
@@ -184,10 +184,10 @@ class Workers:
         cursor: Cursor | None = None,
     ) -> Receipt:
         """Keep what a piece gave, in the store or at hand, and say so."""
-        data = "".join(f"{name} " for name in names).encode()
         results: list[Ref | None] = []
         files = []
         for output, kind in enumerate(kinds):
+            data = "".join(f"{of_output(name, output)} " for name in names).encode()
             if kind == "sink" and names:
                 path = f"part-{len(self.store.staged)}"
                 self.store.staged[path] = data
@@ -200,7 +200,7 @@ class Workers:
             files=tuple(files),
             failures=self.store.keep(pickle.dumps(failures)) if failures else None,
             failure=failures[0] if failures else None,
-            tally=Tally(len(names) + len(failures), len(failures), len(data), self.now() - begun),
+            tally=Tally(len(names) + len(failures), len(failures), len(names), self.now() - begun),
             encodings={"utf-8": len(names)} if names else {},
             started=begun,
         )

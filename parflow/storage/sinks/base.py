@@ -153,8 +153,8 @@ class Sink:
         place, staging = open_place(self.path), self._staging(run_id)
         parts = dict(zip(part_names(len(files), self.extension), files, strict=True))
         staged, present = place.sizes(staging), place.sizes(self.path)
-        if not again:
-            self._check_strangers(run_id, {part: file.size for part, file in parts.items()}, present, place)
+        ours = present if again else {part: file.size for part, file in parts.items()}
+        self._check_strangers(run_id, ours, present, place)
         moves = []
         for part, file in parts.items():
             name = os.path.basename(file.path)
