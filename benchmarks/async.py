@@ -1,32 +1,33 @@
 """1,000 calls that wait 100 ms each, a hundred at a time in each of two children: async steps beside plain asyncio and Dask.
 
-The calls are HTTP requests to a server that this program starts, which answers after 100 ms. Run it with
-`python benchmarks/async.py`.
+The calls are HTTP requests to a server that this program starts in a process of its own, which answers after 100 ms; or they
+just sleep for 100 ms. 200 calls at a time can't take less than half a second.
+
+    python benchmarks/async.py --rounds 3
+    python benchmarks/async.py --calls 200 --rounds 1   # a quick look
 """
 
 from __future__ import annotations
 
 import asyncio
 import statistics
+import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
 import common
 
-CALLS = 1_000
 CONCURRENCY = 100
+CHILDREN = 2
 WAIT = 0.1
 
+Call = Callable[[int], Awaitable[int]]
 
-@contextmanager
-def server() -> Iterator[int]:
-    """Serve HTTP on a port of this machine: each answer takes `WAIT` seconds."""
-    ready: list[int] = []
-    up = threading.Event()
-    loop = asyncio.new_event_loop()
+
+async def serve() -> None:
+    """Serve HTTP on a port of this machine, which is printed: each answer takes `WAIT` seconds and is two bytes."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -35,26 +36,23 @@ def server() -> Iterator[int]:
         await writer.drain()
         writer.close()
 
-    async def serve() -> None:
-        listening = await asyncio.start_server(answer, "127.0.0.1", 0, backlog=2 * CALLS)
-        ready.append(listening.sockets[0].getsockname()[1])
-        up.set()
-
-    def live() -> None:
-        loop.run_until_complete(serve())
-        loop.run_forever()
-
-    thread = threading.Thread(target=live, daemon=True)
-    thread.start()
-    up.wait()
-    try:
-        yield ready[0]
-    finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
+    server = await asyncio.start_server(answer, "127.0.0.1", 0, backlog=1024)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
 
 
-async def fetch(port: int) -> int:
+@contextmanager
+def serving() -> Iterator[int]:
+    """Have a server in another process; gives its port."""
+    with subprocess.Popen([sys.executable, __file__, "--serve"], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield int(process.stdout.readline())
+        finally:
+            process.terminate()
+
+
+async def http(port: int) -> int:
     """Ask once; returns the number of bytes that came back."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(b"GET / HTTP/1.1\r\nHost: stub\r\n\r\n")
@@ -63,73 +61,94 @@ async def fetch(port: int) -> int:
     return len(data.rpartition(b"\r\n\r\n")[2])
 
 
-def with_parflow(port: int) -> tuple[int, float]:
-    """Return how many bytes all calls got, and the seconds from the first call's begin to the last one's end."""
+async def sleep(_: int) -> int:
+    """Wait as long as the server does."""
+    await asyncio.sleep(WAIT)
+    return 2
+
+
+def with_parflow(call: Call, port: int, calls: int) -> tuple[int, float]:
+    """Return how many bytes all calls got, and the seconds from the first chunk's begin to the last one's end."""
     import parflow as pf
 
-    task = pf.task(concurrency=CONCURRENCY)(fetch)
-    run = pf.items([port] * CALLS).map(task).reduce(pf.sum()).run(workers=2)
+    task = pf.task(concurrency=CONCURRENCY)(call)
+    run = pf.items([port] * calls).map(task).reduce(pf.sum()).run(workers=CHILDREN)
     receipts = [receipt for _, receipt in run.state.stages[0].receipts()]
     begun = min(receipt.started for receipt in receipts)
     return int(run.result()), max(receipt.started + receipt.tally.seconds for receipt in receipts) - begun
 
 
-def with_asyncio(port: int) -> tuple[int, float]:
+def with_asyncio(call: Call, port: int, calls: int) -> tuple[int, float]:
     """The same in one process, twice as many at a time."""
-    gate = asyncio.Semaphore(2 * CONCURRENCY)
 
-    async def one() -> int:
-        async with gate:
-            return await fetch(port)
+    async def all_of_them() -> int:
+        gate = asyncio.Semaphore(CHILDREN * CONCURRENCY)
 
-    async def all_of_them() -> list[int]:
-        return await asyncio.gather(*(one() for _ in range(CALLS)))
+        async def one() -> int:
+            async with gate:
+                return await call(port)
+
+        return sum(await asyncio.gather(*(one() for _ in range(calls))))
 
     begun = time.perf_counter()
-    total = sum(asyncio.run(all_of_them()))
+    total = asyncio.run(all_of_them())
     return total, time.perf_counter() - begun
 
 
-def with_dask(port: int) -> tuple[int, float]:
+def with_dask(call: Call, port: int, calls: int) -> tuple[int, float]:
     """Async functions as futures: a Dask worker has as many in flight as it has threads, so it gets a hundred."""
     from distributed import Client
 
-    shape = {"n_workers": 2, "threads_per_worker": CONCURRENCY}
+    shape = {"n_workers": CHILDREN, "threads_per_worker": CONCURRENCY}
     with Client(processes=True, dashboard_address=None, silence_logs=40, **shape) as client:
-        client.gather(client.map(fetch, [port] * 4, pure=False))
+        client.gather(client.map(call, [port] * 4, pure=False))
         begun = time.perf_counter()
-        total = sum(client.gather(client.map(fetch, [port] * CALLS, pure=False)))
+        total = sum(client.gather(client.map(call, [port] * calls, pure=False)))
         return total, time.perf_counter() - begun
 
 
-VARIANTS: dict[str, Callable[[int], tuple[int, float]]] = {
+VARIANTS: dict[str, Callable[[Call, int, int], tuple[int, float]]] = {
     "asyncio": with_asyncio,
     "dask": with_dask,
     "parflow": with_parflow,
 }
 
 
-def main() -> None:
-    options = common.parser(__doc__)
-    given = options.parse_args()
-    common.print_machine()
+def compare(call: Call, port: int, calls: int, rounds: int) -> dict[str, dict[str, float]]:
+    """Measure the variants in turns and print the table."""
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in VARIANTS}
-    with server() as port, common.scratch():
-        with_parflow(port)  # what a process does once (importing Dask, starting children) is not what is measured here
-        for number in range(given.rounds):
-            for name in list(VARIANTS) if number % 2 == 0 else list(reversed(VARIANTS)):
-                begun = time.perf_counter()
-                total, spent = VARIANTS[name](port)
-                assert total == 2 * CALLS, f"{name}: {total} bytes came back"
-                seconds[name].append((spent, time.perf_counter() - begun))
-                print(f"  round {number + 1}: {name} {spent:.2f} s", file=sys.stderr, flush=True)
-    print(f"{'':10} {'calls s':>8} {'with start s':>13}")
+    for number in range(rounds):
+        for name in list(VARIANTS) if number % 2 == 0 else list(reversed(VARIANTS)):
+            begun = time.perf_counter()
+            total, spent = VARIANTS[name](call, port, calls)
+            whole = time.perf_counter() - begun
+            if total != 2 * calls:
+                raise SystemExit(f"{name}: {total} bytes came back, not {2 * calls}")
+            seconds[name].append((spent, whole))
+            print(f"  round {number + 1}: {name} {spent:.2f} s, with start {whole:.2f} s", file=sys.stderr, flush=True)
     rows = {}
+    print(f"{call.__name__:10} {'calls s':>8} {'with start s':>13} {'calls/asyncio':>14}")
     for name, both in seconds.items():
-        calls, whole = (statistics.median(one) for one in zip(*both, strict=True))
-        rows[name] = {"calls": calls, "whole": whole}
-        print(f"{name:10} {calls:8.2f} {whole:13.2f}")
-    common.write_json(given.json, rows)
+        spent, whole = (statistics.median(one) for one in zip(*both, strict=True))
+        rows[name] = {"calls": spent, "whole": whole}
+        print(f"{name:10} {spent:8.2f} {whole:13.2f} {spent / rows['asyncio']['calls']:14.2f}")
+    return rows
+
+
+def main() -> None:
+    """Compare the variants."""
+    options = common.parser(__doc__)
+    options.add_argument("--calls", type=int, default=1_000, help="calls (default 1,000)")
+    options.add_argument("--serve", action="store_true", help="be the server, and nothing else")
+    given = options.parse_args()
+    if given.serve:
+        asyncio.run(serve())
+        return
+    common.print_machine()
+    with serving() as port, common.scratch():
+        with_parflow(http, port, given.calls)  # what a process does once (importing Dask, starting children) isn't measured
+        found = {call.__name__: compare(call, port, given.calls, given.rounds) for call in (sleep, http)}
+    common.write_json(given.json, found)
 
 
 if __name__ == "__main__":
