@@ -117,7 +117,8 @@ def settle(*branches: Any) -> Value:
 def race(*branches: Any) -> Value:
     """Take the result of the branch that succeeds first; the others are cancelled.
 
-    What a cancelled branch has in hand is ended: its function gets `parflow.Cancelled` raised, and a moment to clean up.
+    What a cancelled branch has in hand is ended: its function gets `parflow.Cancelled` raised (a coroutine that waits gets
+    `asyncio.CancelledError`, as ever), and two seconds to clean up.
 
     Parameters
     ----------

@@ -176,9 +176,14 @@ def _limit(memory: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (used + memory, used + memory))
 
 
-def _cancelled(*_: Any) -> NoReturn:
-    """Tell the user's code that nobody waits for it any more: what it opened is closed on the way out."""
-    raise Cancelled
+def _cancelled(*_: Any) -> None:
+    """Tell the user's code that nobody waits for it any more: what it opened is closed on the way out.
+
+    Coroutines that wait are told when the child leaves: a raise in the midst of the event loop would be lost there.
+    """
+    flights: Any = sys.modules.get("parflow.runtime.flights")
+    if flights is None or not flights.LOOP.interrupt():
+        raise Cancelled
 
 
 def _run(sock: socket.socket, marker: Any) -> NoReturn:
@@ -194,5 +199,8 @@ def _run(sock: socket.socket, marker: Any) -> NoReturn:
             send(sock, pickle.dumps(None))
     except Cancelled:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        flights: Any = sys.modules.get("parflow.runtime.flights")
+        if flights is not None:
+            flights.LOOP.leave()
     opened.close()
     os._exit(0)

@@ -17,7 +17,7 @@ from typing import Any
 
 from parflow.core.forms import Concurrent, inner
 from parflow.core.plan import Step
-from parflow.errors import ParflowError, RecordTimeoutError
+from parflow.errors import Cancelled, ParflowError, RecordTimeoutError
 from parflow.runtime.marker import CALL, GUESS, HELD, KEPT, STEP, Marker, Place, put, take
 from parflow.runtime.steps import Door, Fail, door
 
@@ -32,6 +32,7 @@ class Loop:
         self.lock = threading.RLock()
         self.pid = 0
         self.loop: asyncio.AbstractEventLoop
+        self.leaving = False
 
     def ready(self) -> asyncio.AbstractEventLoop:
         """Return the loop, made when it's first needed; a forked process has its own."""
@@ -46,7 +47,19 @@ class Loop:
     def turn(self) -> None:
         """Let everything that is ready go on, once."""
         self.loop.call_soon(self.loop.stop)
+        self.run()
+
+    def run(self) -> None:
+        """Run until the loop is stopped.
+
+        Raises
+        ------
+        Cancelled
+            When it was stopped because nobody waits for this process any more.
+        """
         self.loop.run_forever()
+        if self.leaving:
+            raise Cancelled
 
     def complete(self, make: Callable[[], Any]) -> Any:
         """Call a function inside the loop, and wait for what it returns if that is to be awaited."""
@@ -56,7 +69,32 @@ class Loop:
             return await made if hasattr(made, "__await__") else made
 
         with self.lock:
-            return self.ready().run_until_complete(call())
+            task = self.ready().create_task(call())
+            task.add_done_callback(lambda _: self.loop.stop())
+            while not task.done():
+                self.run()
+        if task.cancelled():
+            raise ParflowError("the call cancelled itself (asyncio.CancelledError)")
+        return task.result()
+
+    # --- when nobody waits any more --------------------------------------------------------------------------------------
+
+    def interrupt(self) -> bool:
+        """Stop the loop, from a signal handler; tell whether it was at rest, so that no code is there to be told by a raise."""
+        if self.pid != os.getpid() or not self.loop.is_running():
+            return False
+        self.leaving = True
+        self.loop.call_soon_threadsafe(self.loop.stop)  # which wakes it as well
+        return asyncio.current_task(self.loop) is None
+
+    def leave(self) -> None:
+        """Cancel all that is left, as asyncio does at a program's end, and wait until it has cleaned up."""
+        if self.pid == os.getpid():
+            tasks = asyncio.all_tasks(self.loop)
+            for task in tasks:
+                if not task.cancelling():  # else it's cleaning up
+                    task.cancel()
+            self.loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
 
 
 LOOP = Loop()
@@ -162,7 +200,7 @@ class Flights:
             self._in_hand(call)
             self.awaited = call
             while not call.done:
-                LOOP.ready().run_forever()
+                LOOP.run()
 
     def _in_hand(self, call: _Call) -> None:
         """Name a call's record in the marker, as the first suspect of all that are in flight."""

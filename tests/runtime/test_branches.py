@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import operator
 import os
 import time
@@ -259,6 +260,69 @@ def test_a_race_takes_the_first_and_tells_the_others_to_stop(log: Path, tmp_path
     assert finished(pf.race(pf.call(slow), pf.call(fast)), timeout="30s") == "fast"
     until(lambda: "cancelled" in log.read_text(), "the slow one's end")
     assert noted(log) == ["slow began", "slow cancelled"]
+
+
+def coroutine(log: Path) -> Callable[[], Any]:
+    async def slow() -> str:
+        note(log, "began")
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            note(log, "cancelled")
+            raise
+        finally:
+            await asyncio.sleep(0.01)  # cleaning up may take turns of its own
+            note(log, "cleaned up")
+        return "slow"
+
+    return slow
+
+
+def working_coroutine(log: Path) -> Callable[[], Any]:
+    async def slow() -> str:
+        note(log, "began")
+        try:
+            time.sleep(60)  # noqa: ASYNC251 - it blocks the loop
+        except pf.Cancelled:
+            note(log, "cancelled")
+            raise
+        finally:
+            note(log, "cleaned up")
+        return "slow"
+
+    return slow
+
+
+@pytest.mark.parametrize("make", [coroutine, working_coroutine])
+@pytest.mark.parametrize("as_step", [False, True], ids=["call", "step"])
+def test_a_coroutine_that_loses_a_race_is_told(make: Callable[[Path], Callable[[], Any]], *, as_step: bool, log: Path) -> None:
+    slow = make(log)
+    if as_step:
+
+        @pf.task(concurrency=2)
+        async def step(_: int) -> Any:
+            return await slow()
+
+        branch: Any = pf.items([1, 2, 3]).map(step).reduce(pf.count())
+    else:
+        branch = pf.call(slow)
+    many = 2 if as_step and make is coroutine else 1
+
+    def fast() -> str:
+        until(lambda: log.exists() and log.read_text().count("began") == many, "the other one's start")
+        return "fast"
+
+    assert finished(pf.race(branch, pf.call(fast)), timeout="30s") == "fast"
+    until(lambda: log.exists() and log.read_text().count("cleaned") == many, "the slow one's end")
+    assert sorted(noted(log)) == ["began"] * many + ["cancelled"] * many + ["cleaned up"] * many
+
+
+def test_a_coroutine_that_cancels_itself_has_failed() -> None:
+    async def gives_up() -> None:
+        raise asyncio.CancelledError
+
+    with pytest.raises(CallFailedError, match="cancelled itself"):
+        finished(pf.call(gives_up))
 
 
 def test_a_race_goes_on_while_others_fail_and_is_lost_when_all_have() -> None:
