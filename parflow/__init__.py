@@ -32,6 +32,7 @@ from parflow.core.reducers import (
 from parflow.errors import Cancelled, ParflowError
 from parflow.model import Failure, Outcome
 from parflow.nodes import Task
+from parflow.policies import Breaker, Retry
 from parflow.storage.sources.documents import Document
 
 __version__ = "0.1.0"
@@ -79,6 +80,7 @@ __all__ = [
     "resume",
     # types
     "Bound",
+    "Breaker",
     "Cancelled",
     "Dataset",
     "Document",
@@ -90,6 +92,7 @@ __all__ = [
     "Plan",
     "Records",
     "Reducer",
+    "Retry",
     "Run",
     "Task",
     "Value",

@@ -217,7 +217,8 @@ class Failure:
     """A dead letter: one record that failed for good, and why.
 
     Everything is text, made where it happened: the exception itself never travels. ``bases`` are the qualified names of the
-    exception's classes, so that policies can match on names.
+    exception's classes, so that policies can match on names. ``earlier`` says in a line each how earlier attempts ended;
+    ``output`` is what the record's code printed. ``chunk``, ``ordinal``, ``part`` and ``offset`` are the record's place.
     """
 
     record: str
@@ -231,6 +232,10 @@ class Failure:
     attempts: int = 1
     chunk: int = -1
     ordinal: int = -1
+    part: int = -1
+    offset: int = -1
+    earlier: tuple[str, ...] = ()
+    output: str = ""
 
 
 @quick

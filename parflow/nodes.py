@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from parflow.model import CallKind, Part, quick
+from parflow.policies import Breaker, Retry
 
 
 class Source(Protocol):
@@ -50,6 +51,20 @@ class Task:
         Part of the fingerprint: change it to say "this is other code".
     outputs : int
         How many results a call of it gives.
+    retry : Retry, optional
+        What is tried again, how often and when.
+    max_failures : float, optional
+        How many of the step's records may fail, a count or a share; without it they count among the run's.
+    breaker : Breaker, optional
+        When the step is held back for a while because it fails.
+    limit : int, optional
+        How many chunks, or calls, of the step run at once.
+    rate : float, optional
+        Calls a second, of the whole run.
+    resources : dict, optional
+        Dask worker resources that a chunk or call of it takes.
+    compensate : callable, optional
+        Undoes a call, given what it returned.
     """
 
     function: Callable[..., Any]
@@ -58,6 +73,13 @@ class Task:
     memory: int | None = None
     version: str = ""
     outputs: int = 1
+    retry: Retry | None = None
+    max_failures: float | None = None
+    breaker: Breaker | None = None
+    limit: int | None = None
+    rate: float | None = None
+    resources: dict[str, float] | None = None
+    compensate: Callable[[Any], Any] | None = None
 
     def __post_init__(self) -> None:
         for attribute in ("__module__", "__name__", "__qualname__", "__doc__"):  # as functools.wraps does, on a frozen value

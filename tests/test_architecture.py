@@ -17,12 +17,13 @@ LAYERS = {
     # layer: the layers that it imports from, besides its own; nothing ever looks further down
     "errors": "",
     "model": "errors",
-    "nodes": "model",
-    "core": "errors model nodes",
+    "policies": "errors model",
+    "nodes": "model policies",
+    "core": "errors model policies nodes",
     "storage": "errors model core",
-    "runtime": "errors model nodes core storage",
+    "runtime": "errors model policies nodes core storage",
     "views": "model core",
-    "api": "errors model nodes core storage runtime views",
+    "api": "errors model policies nodes core storage runtime views",
     "cli": "errors model views api",
 }
 
@@ -37,6 +38,7 @@ NEVER = {
     # module or layer: what it must never import, itself or in a function
     "errors": OUTSIDE,
     "model": OUTSIDE,
+    "policies": OUTSIDE,
     "nodes": OUTSIDE,
     "core": OUTSIDE,
     "storage": DASK,

@@ -14,9 +14,9 @@ from parflow.api.changes import check_code, check_inputs
 from parflow.api.runs import Run, begun, find, find_code, home_folder, open_home, status_of
 from parflow.core.history import Entry, Owned, Redriven, RunStarted, RunState, encode, fold
 from parflow.core.plan import Plan
-from parflow.core.policies import Tolerance
 from parflow.errors import ResumeError, UsageError
 from parflow.model import nbytes, seconds
+from parflow.policies import Tolerance
 from parflow.runtime.executor import Executor, Options
 from parflow.runtime.program import Program, fetch, keep
 from parflow.runtime.session import SESSIONS

@@ -18,6 +18,7 @@ from parflow.core.planner import make_plan, reach
 from parflow.errors import GraphError, UsageError
 from parflow.model import nbytes, seconds
 from parflow.nodes import Task, Use
+from parflow.policies import Breaker, Retry, Tolerance, at_least_one, per_second
 from parflow.storage.sources.stored import StoredSource
 
 if TYPE_CHECKING:
@@ -83,6 +84,13 @@ def task(
     *,
     timeout: float | str | None = None,
     memory: float | str | None = None,
+    retry: Retry | int | None = None,
+    max_failures: float | None = None,
+    breaker: Breaker | None = None,
+    limit: int | None = None,
+    rate: float | str | None = None,
+    resources: dict[str, float] | None = None,
+    compensate: Callable[[Any], Any] | None = None,
     concurrency: int | None = None,
     outputs: int = 1,
     name: str | None = None,
@@ -94,6 +102,13 @@ def task(
     *,
     timeout: float | str | None = None,
     memory: float | str | None = None,
+    retry: Retry | int | None = None,
+    max_failures: float | None = None,
+    breaker: Breaker | None = None,
+    limit: int | None = None,
+    rate: float | str | None = None,
+    resources: dict[str, float] | None = None,
+    compensate: Callable[[Any], Any] | None = None,
     concurrency: int | None = None,
     outputs: int = 1,
     name: str | None = None,
@@ -118,6 +133,20 @@ def task(
         What one call may take: seconds, or text such as ``"30s"``. A record that takes longer becomes a dead letter.
     memory : int or str, optional
         What the child process may use more than it starts with: bytes, or text such as ``"512MiB"``.
+    retry : Retry or int, optional
+        What is tried again, how often and when; a number of attempts for short.
+    max_failures : float, optional
+        How many of the step's records may fail, a count or a share; without it they count among the run's.
+    breaker : Breaker, optional
+        When the step is held back for a while because it fails.
+    limit : int, optional
+        How many chunks, or calls, of the step run at once.
+    rate : float or str, optional
+        Calls a second of the whole run, or text such as ``"100/s"``, ``"6000/min"``; attempts count.
+    resources : dict, optional
+        Dask worker resources that a chunk or call of it takes, such as ``{"GPU": 1}``.
+    compensate : callable, optional
+        Undoes a call, given what it returned: when a later step of the same record fails for good, or the run does.
     concurrency : int, optional
         Calls of an ``async`` function that are in flight at once in each child; by default 1. What follows the step gets its
         results in the records' order, so a slow record holds up those behind it once so many are waiting.
@@ -192,6 +221,13 @@ def task(
             nbytes(memory) if memory is not None else None,
             version,
             outputs,
+            Retry(retry) if isinstance(retry, int) else retry,
+            max_failures if max_failures is None else Tolerance(max_failures).max_failures,
+            breaker,
+            limit if limit is None else at_least_one("limit", limit),
+            per_second(rate) if rate is not None else None,
+            resources,
+            compensate,
         )
 
     return wrap if function is None else wrap(function)

@@ -31,7 +31,6 @@ from parflow.core.history import (
     StageState,
 )
 from parflow.core.pieces import around, rest_of, without_part
-from parflow.core.policies import Batching, Tolerance
 from parflow.core.signals import (
     Append,
     BatchLost,
@@ -64,6 +63,7 @@ from parflow.model import (
     Piece,
     Receipt,
 )
+from parflow.policies import Batching, Tolerance
 
 MAX_LOSSES = 4
 """How often a job's worker may vanish, or the job come back untouched, before the run is ended (infrastructure's fault)."""

@@ -259,7 +259,8 @@ class _Planner:
         return Call(node.name, CallFacts(node.kind, task, needs, arms, node.count, node.results), arguments)
 
     def _task(self, task: Task) -> int:
-        key = (id(task.function), task.name, task.timeout, task.memory, task.version)
+        policies = (task.timeout, task.memory, task.retry, task.max_failures, task.breaker, task.limit, task.rate)
+        key = (id(task.function), task.name, task.version, policies, id(task.resources), id(task.compensate))
         if key not in self.tasks:
             self.tasks[key] = len(self.task_list)
             self.task_list.append(task)

@@ -23,7 +23,6 @@ from parflow.core.history import (
     decode,
     encode,
 )
-from parflow.core.policies import Tolerance
 from parflow.core.signals import (
     Append,
     BatchLost,
@@ -42,6 +41,7 @@ from parflow.core.signals import (
     Yield,
 )
 from parflow.model import CallJob, ChunkJob, Cursor, Job, MergeJob, Piece, Receipt, Ref
+from parflow.policies import Tolerance
 from parflow.runtime.simulator.branches import Branches
 from parflow.runtime.simulator.rules import must, span_of
 from parflow.runtime.simulator.truth import Cast, Named

@@ -9,8 +9,8 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Generic, TypeVar
 
-from parflow.core.policies import Tolerance
 from parflow.model import Address, Chunk, Outcome, Ref, digest
+from parflow.policies import Tolerance
 from parflow.runtime.simulator.world import (
     CAUSES,
     FATES,

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parflow.core.policies import Batching, Tolerance
 from parflow.errors import UsageError
+from parflow.policies import Batching, Tolerance
 
 
 def test_none_is_tolerated_unless_said() -> None:
