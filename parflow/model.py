@@ -133,7 +133,8 @@ class Piece:
     """A contiguous part of a chunk that is still to be run.
 
     Records ``[start.ordinal + skip, stop)``: reading begins at ``start`` and passes over ``skip`` records. ``stop`` None is
-    the chunk's end. An ``alone`` piece is one suspect record, run in a fresh child.
+    the chunk's end. An ``alone`` piece is one suspect record, run in a fresh child; ``earlier`` are the attempts at it that
+    ended a child: the step, and in a line how it ended.
     """
 
     chunk: int
@@ -141,6 +142,7 @@ class Piece:
     skip: int = 0
     stop: int | None = None
     alone: bool = False
+    earlier: tuple[tuple[str, str], ...] = ()
 
     @property
     def first(self) -> int:
@@ -194,11 +196,15 @@ class MergeJob:
 @quick
 @dataclass(frozen=True, slots=True)
 class CallJob:
-    """Make a call of a task; an ``alone`` one was in hand when its child ended, and is made again in a fresh one."""
+    """Make a call of a task; an ``alone`` one was in hand when its child ended, and is made again in a fresh one.
+
+    ``earlier`` says in a line each how attempts at it ended that ended a child.
+    """
 
     call: int
     task: int
     alone: bool = False
+    earlier: tuple[str, ...] = ()
 
     @property
     def node(self) -> int:
@@ -287,6 +293,26 @@ class Tally:
             self.seconds + other.seconds,
         )
 
+    def __sub__(self, other: Tally) -> Tally:
+        return self + Tally(-other.records, -other.failed, -other.bytes, -other.seconds)
+
+
+@quick
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Counts of one step: dead letters, attempts beyond each first one and, where a breaker asks, calls and bad ones."""
+
+    failed: int = 0
+    retries: int = 0
+    calls: int = 0
+    bad: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(self.failed + other.failed, self.retries + other.retries, self.calls + other.calls, self.bad + other.bad)
+
+    def __sub__(self, other: Counts) -> Counts:
+        return self + Counts(-other.failed, -other.retries, -other.calls, -other.bad)
+
 
 @quick
 @dataclass(frozen=True, slots=True)
@@ -307,6 +333,10 @@ class Receipt:
         Of a call that chooses: the number of the branch.
     growth
         Of a call that returned a lazy graph: the graph that now runs in its place.
+    steps
+        Counts of steps, by name, where there is something to count.
+    tripped
+        The step whose breaker opened: the piece stopped before its next record.
     """
 
     status: Literal["done", "stopped", "died", "broken"]
@@ -321,6 +351,8 @@ class Receipt:
     started: float = 0.0
     choice: int | None = None
     growth: Growth | None = None
+    steps: dict[str, Counts] = field(default_factory=dict)
+    tripped: str = ""
 
 
 # --- what the journal keeps of a plan ------------------------------------------------------------------------------------

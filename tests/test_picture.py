@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import parflow as pf
+from parflow.core.entries import BarrierOpened, ChunksListed, RunStarted
 from parflow.core.explain import explain
-from parflow.core.history import BarrierOpened, ChunksListed, RunStarted, RunState
+from parflow.core.history import RunState
 from parflow.core.plan import Plan
 from parflow.model import Chunk
 from parflow.nodes import Task

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
-from parflow.core.history import RunStarted, RunState
+from parflow.core.entries import RunStarted
+from parflow.core.history import RunState
 from parflow.core.plan import Plan
 from parflow.errors import CodeChangedError, InputsChangedError
 from parflow.model import Chunk

@@ -15,7 +15,8 @@ from typing import Any
 import parflow.errors
 from parflow.api.tasks import like
 from parflow.core.bindings import bind
-from parflow.core.history import STATUS_KINDS, RunState, decode, fold
+from parflow.core.entries import STATUS_KINDS, decode
+from parflow.core.history import RunState, fold
 from parflow.core.plan import Plan
 from parflow.errors import ResumeError, RunError
 from parflow.model import Address, Failure, Ref

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from parflow.api.changes import check_code, check_inputs
 from parflow.api.runs import Run, begun, find, find_code, home_folder, open_home, status_of
-from parflow.core.history import Entry, Owned, Redriven, RunStarted, RunState, encode, fold
+from parflow.core.entries import Entry, Owned, Redriven, RunStarted, encode
+from parflow.core.history import RunState, fold
 from parflow.core.plan import Plan
 from parflow.errors import ResumeError, UsageError
 from parflow.model import nbytes, seconds

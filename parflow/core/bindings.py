@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from parflow.core.history import CallState, RunState, StageState
+from parflow.core.history import RunState
+from parflow.core.state import CallState, StageState
 from parflow.model import Address, Outcome, Ref, quick
 
 

@@ -9,14 +9,14 @@ of its entries.
 
 from __future__ import annotations
 
-import heapq
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 
+from parflow.core.attempts import Reason, accepts, judge, next_call, refusal, tell
 from parflow.core.dataflow import Dataflow, Verdict
-from parflow.core.growth import renumbered
-from parflow.core.history import (
+from parflow.core.entries import (
     BarrierOpened,
     Called,
     ChunksListed,
@@ -27,14 +27,18 @@ from parflow.core.history import (
     Merged,
     PieceEnded,
     RunEnded,
-    RunState,
-    StageState,
+    Turned,
 )
+from parflow.core.growth import renumbered
+from parflow.core.history import RunState
+from parflow.core.lanes import Lanes, Rank
 from parflow.core.pieces import around, rest_of, without_part
+from parflow.core.rules import RulesOf, free
 from parflow.core.signals import (
     Append,
     BatchLost,
     BatchReturned,
+    Bell,
     Broke,
     Cancel,
     Durable,
@@ -52,6 +56,7 @@ from parflow.core.signals import (
     Submit,
     Yield,
 )
+from parflow.core.state import StageState
 from parflow.core.trees import Trees
 from parflow.model import (
     Address,
@@ -63,17 +68,14 @@ from parflow.model import (
     Piece,
     Receipt,
 )
-from parflow.policies import Batching, Tolerance
+from parflow.policies import Tolerance
 
 MAX_LOSSES = 4
 """How often a job's worker may vanish, or the job come back untouched, before the run is ended (infrastructure's fault)."""
 
 REST = -1
 """Rings, in an output's place, for what is left in flight of a stage when nobody waits for it any more."""
-GRACE_SECONDS = 1.0
-
-Reason = tuple[str, tuple[str | float, ...]]
-"""The name of an error, and its arguments."""
+REST_SECONDS = 1.0
 
 
 class Coordinator:
@@ -87,10 +89,15 @@ class Coordinator:
         Folded from the journal; has at least `RunStarted` and `Owned`.
     window : int
         Batches in flight for each slot.
+    rules : callable
+        Gives the policies of a stage (its number) or of a task's calls (``~`` the task's number).
+    grace : float
+        Seconds that what is in flight has to come back in once the run ends; then it's cancelled.
 
     Examples
     --------
-    >>> from parflow.core.history import Owned, RunStarted, fold
+    >>> from parflow.core.entries import Owned, RunStarted
+    >>> from parflow.core.history import fold
     >>> from parflow.model import StageFacts
     >>> facts = StageFacts("read", ("read",), ("count",), ("reduce",))
     >>> state = fold([RunStarted("f", "", (facts,), 16), Owned(1, "me", 0)])
@@ -98,16 +105,15 @@ class Coordinator:
     [List(stage=0, skip=0)]
     """
 
-    def __init__(self, run_id: str, state: RunState, *, window: int = 2) -> None:
+    def __init__(self, run_id: str, state: RunState, *, window: int = 2, rules: RulesOf = free, grace: float = 30.0) -> None:
         if state.started is None or state.owned is None:
             raise ValueError("the state has no RunStarted and Owned entries")
         self.run_id = run_id
         self.state = state
         self.epoch = state.owned.epoch
         self.tolerance = Tolerance(state.owned.max_failures)
-        self.window = window
-        self.slots = 0
-        self.inflight: dict[str, Submit] = {}
+        self.rules = rules
+        self.grace = grace
         self.ending: RunEnded | None = None
         self.finished = False
         self._targets = state.started.targets or tuple(
@@ -115,21 +121,30 @@ class Coordinator:
         )
         self._flow = Dataflow(state, self._targets)
         self._trees = Trees(state, self._requeue, self._is_open)
-        self._queue: list[tuple[int, int, int, int, int, int, Job]] = []
-        self._pushed = 0
         self._out: list[Instruction] = []
+        self._lanes = Lanes(self.epoch, rules, window, self._ring, lambda *turn: self._append(Turned(*turn)))
         self._tickets = 0
         self._durable = 0
         self._last: dict[int, int] = {}  # each stage's last ticket
         self._settling: deque[tuple[int, Callable[[], None]]] = deque()
         self._losses: dict[Job, int] = {}
-        self._batching: defaultdict[int, Batching] = defaultdict(Batching)
         self._begun: set[int] = set()
         self._publishing: set[Address] = set()
         self._overdue: set[Address] = set()
         self._reasons: dict[int, tuple[Failure, Reason]] = {}
-        self._attempts = 0
+        self._waiting: dict[int, Job] = {}  # jobs before their next attempt, by the number of their bell
+        self._bells = 0
         self._adopted: dict[tuple[int, Piece], Receipt] = {}
+
+    @property
+    def inflight(self) -> dict[str, Submit]:
+        """The batches that are to come back."""
+        return self._lanes.inflight
+
+    @property
+    def slots(self) -> int:
+        """How many jobs the cluster can run at once."""
+        return self._lanes.slots
 
     # --- the two doors -----------------------------------------------------------------------------------------------
 
@@ -156,14 +171,15 @@ class Coordinator:
     def _take(self, stimulus: Stimulus) -> None:
         match stimulus:
             case SlotsChanged(slots):
-                self.slots = slots
+                self._lanes.slots = slots
             case Listed(entry):
                 self._take_listing(entry)
             case BatchReturned(attempt, receipts):
                 self._batch_back(attempt, receipts)
             case BatchLost(attempt, reason):
-                batch = self.inflight.pop(attempt, None)
-                self._lose_all(batch.jobs if batch else (), reason)
+                batch = self._lanes.back(attempt)
+                for job in batch.jobs if batch else ():
+                    self._lose(job, reason)
             case Durable(count):
                 self._durable = max(self._durable, count)
                 while self._settling and self._settling[0][0] <= self._durable:
@@ -172,17 +188,31 @@ class Coordinator:
                 if self.state.ended is None:  # otherwise the next coordinator asks for it again
                     self._append(entry)
                     self._then(partial(self._flow.provide, (entry.stage, entry.output)))
-            case Rang(stage, output):
-                self._overdue.add((stage, output))
-                self._look(stage)
-                if output == REST:
-                    self._end_rest(stage)
+            case Rang(bell):
+                self._rang(bell)
             case Broke(error, arguments):
                 self._end("failed", error, *arguments)
             case StopRequested(now):
                 self._end("stopped", "RunStoppedError", self.run_id)
                 if now:
                     self.inflight.clear()
+
+    def _rang(self, bell: Bell) -> None:
+        match bell:
+            case ("again", int(number)):
+                self._requeue(self._waiting.pop(number))
+            case ("reset", int(unit), str(step)):
+                self._lanes.reset(unit, step)
+            case ("grace",):
+                self._cancel([*self.inflight.values()])
+            case (int(stage), int(output)):
+                self._overdue.add((stage, output))
+                self._look(stage)
+                if output == REST:
+                    self._end_rest(stage)
+
+    def _ring(self, bell: Bell, seconds: float) -> None:
+        self._out.append(Ring(bell, seconds))
 
     # --- deciding ----------------------------------------------------------------------------------------------------
 
@@ -210,6 +240,7 @@ class Coordinator:
             self.ending = RunEnded(status, error, arguments)  # type: ignore[arg-type]
             if self.inflight:
                 self._out.append(Yield(tuple(self.inflight)))
+                self._ring(("grace",), self.grace)
 
     def _settle(self) -> list[Instruction]:
         """Do whatever the present state allows, and hand out what was asked for."""
@@ -224,7 +255,7 @@ class Coordinator:
         if self.ending is None and self._flow.done and self._durable >= self._tickets:
             self._end("succeeded")
         if self.ending is None:
-            self._fill()
+            self._out += self._lanes.fill()
         if self.ending is not None and not self.inflight and not self.finished:
             if self.state.ended is None:
                 self._append(self.ending)
@@ -253,7 +284,7 @@ class Coordinator:
             self._out.append(List(node, stage.listed))
         for output, seconds in enumerate(stage.facts.deadlines):
             if seconds and output not in stage.cuts and output not in stage.patient and not stage.opened:
-                self._out.append(Ring(node, output, seconds))
+                self._ring((node, output), seconds)
         for output in stage.cuts:
             self._trees.cut(node, output)
         for piece in pending:
@@ -288,36 +319,25 @@ class Coordinator:
         if self._is_cut(stage):  # nobody waits for it any more
             return
         chunk = stage.chunks[piece.chunk].chunk
-        self._push((int(fresh), -chunk.weight, number, piece.chunk, piece.first), self._job(number, piece))
+        self._push(self._job(number, piece), (int(fresh), -chunk.weight, piece.chunk, piece.first))
 
-    def _push(self, rank: tuple[int, int, int, int, int], job: Job) -> None:
-        if job.node not in self._flow.wanted or job.node in self._flow.failed:  # it's asked for again if it's wanted again
+    def _push(self, job: Job, rank: Rank) -> None:
+        if job.node in self._flow.wanted and job.node not in self._flow.failed:  # else it's asked for if it's wanted again
+            self._lanes.push(job, rank)
+
+    def _later(self, job: Job, seconds: float) -> None:
+        """Queue a job once some time is over."""
+        if not seconds:
+            self._requeue(job)
             return
-        self._pushed += 1  # a last word where ranks tie, so that jobs themselves are never compared
-        heapq.heappush(self._queue, (*rank, self._pushed, job))
-
-    def _fill(self) -> None:
-        """Keep the window full: one batch in flight for each free place."""
-        while self._queue and len(self.inflight) < self.window * self.slots:
-            unit = self._queue[0][2]
-            size = self._batching[unit].size(len(self._queue), self.slots)
-            jobs: list[Job] = []
-            while self._queue and self._queue[0][2] == unit and len(jobs) < size:
-                alone = self._queue[0][-1].alone
-                if alone and jobs:
-                    break
-                jobs.append(heapq.heappop(self._queue)[-1])
-                if alone:
-                    break
-            self._attempts += 1
-            submit = Submit(f"{self.epoch}.{self._attempts}", unit, tuple(jobs))
-            self.inflight[submit.attempt] = submit
-            self._out.append(submit)
+        self._bells += 1
+        self._waiting[self._bells] = job
+        self._ring(("again", self._bells), seconds)
 
     # --- what comes back ---------------------------------------------------------------------------------------------
 
     def _batch_back(self, attempt: str, receipts: tuple[Receipt | None, ...]) -> None:
-        batch = self.inflight.pop(attempt, None)
+        batch = self._lanes.back(attempt)
         if batch is None:  # a receipt that came twice, or after its loss was reported
             return
         untouched = not any(receipts)
@@ -331,21 +351,20 @@ class Coordinator:
                     self._requeue(job)
             elif receipt.status == "broken":
                 self._requeue(job)
-                step, why = (f.step, _tell(f)) if (f := receipt.failure) else ("?", "it can't run")
+                step, why = (f.step, tell(f)) if (f := receipt.failure) else ("?", "it can't run")
                 self._end("failed", "StepError", self.run_id, step, why)
             elif isinstance(job, MergeJob):
                 self._merge_back(job, receipt)
             else:
                 if receipt.status != "died":  # nothing of it stands, nor its seconds
-                    self._batching[batch.unit].saw(receipt.tally.seconds)
+                    self._lanes.saw(job, receipt.tally.seconds)
                 if isinstance(job, CallJob):
                     self._call_back(job, receipt)
                 else:
                     self._chunk_back(job.stage, job.piece, receipt)
 
-    def _lose_all(self, jobs: Iterable[Job], reason: str) -> None:
-        for job in jobs:
-            self._lose(job, reason)
+        if tripped := self._lanes.judge(batch, receipts):
+            self._out.append(Yield(tripped))
 
     def _lose(self, job: Job, reason: str) -> None:
         if job.node in self._flow.failed or self._is_late(job):
@@ -355,9 +374,8 @@ class Coordinator:
         if self._losses[job] >= MAX_LOSSES:
             what = f"chunk {job.piece.chunk}" if isinstance(job, ChunkJob) else "a merge"
             what = "the call" if isinstance(job, CallJob) else what
-            self._end(
-                "failed", "StepError", self.run_id, self._name(job), f"{what} was lost {self._losses[job]} times: {reason}"
-            )
+            why = f"{what} was lost {self._losses[job]} times: {reason}"
+            self._end("failed", "StepError", self.run_id, self._name(job), why)
 
     def _name(self, job: Job) -> str:
         return self.state.tasks[job.task].name if isinstance(job, CallJob) else self.state.stages[job.stage].facts.name
@@ -366,39 +384,46 @@ class Coordinator:
         if isinstance(job, ChunkJob):
             self._enqueue(job.stage, job.piece, fresh=False)
         elif isinstance(job, CallJob):
-            self._push((0, 0, ~job.task, job.call, 0), job)
+            self._push(job, (0, 0, job.call, 0))
         else:
-            self._push((0, 0, job.stage, job.index, job.output), job)
+            self._push(job, (0, 0, job.index, job.output))
 
     def _chunk_back(self, number: int, piece: Piece, receipt: Receipt) -> None:
         stage = self.state.stages[number]
         at = receipt.cursor or piece.start
         rest: tuple[Piece, ...] = ()
         failure: Failure | None = None
+        delay = 0.0
         if receipt.status == "stopped":
             if at.ordinal <= piece.first:
                 self._enqueue(number, piece, fresh=False)  # it yielded before its first record
                 return
             rest = rest_of(piece, at)
         elif receipt.status == "died" and (receipt.cursor is None or self._first_loss(number, piece, receipt)):
-            self._lose(self._job(number, piece), _tell(receipt.failure) if receipt.failure else "its child died")
+            self._lose(self._job(number, piece), tell(receipt.failure) if receipt.failure else "its child died")
             return
         elif receipt.status == "died" and receipt.failure is not None and receipt.failure.cause == "input":
             rest = without_part(piece, at, len(stage.chunks[piece.chunk].chunk.parts))
             failure = receipt.failure
         elif receipt.status == "died":
-            condemned = receipt.failure is not None and (piece.alone or receipt.failure.cause == "timeout")
-            rest = around(piece, at, alone=not condemned)
-            failure = receipt.failure if condemned else None
+            key = f"{self.run_id}/{number}/{piece.chunk}/{at.ordinal}"
+            failure, tried, delay = judge(self.rules(number), piece, receipt.failure, key)
+            rest = around(piece, at, alone=failure is None, earlier=tried)
         committed = None if receipt.status == "died" else receipt
         self._append(PieceEnded(number, piece, rest, committed, failure))
         if not stage.chunks[piece.chunk].pending:
             self._then(partial(self._trees.chunk_ready, number, piece.chunk))
         self._then(partial(self._look, number))
         for part in rest:
-            self._enqueue(number, part, fresh=False)
-        if self.tolerance.hopeless(stage.failed, stage.records) and not self._is_cut(stage):
+            if part.alone and delay:
+                self._later(self._job(number, part), delay)
+            else:
+                self._enqueue(number, part, fresh=False)
+        if self.tolerance.hopeless(stage.failed, stage.records) and not self._accepts(number) and not self._is_cut(stage):
             self._refuse(number)
+
+    def _accepts(self, number: int) -> bool:
+        return accepts(self.state.stages[number], self.rules(number), self.tolerance)
 
     def _job(self, number: int, piece: Piece) -> ChunkJob:
         return ChunkJob(number, piece, self.state.stages[number].chunks[piece.chunk].chunk)
@@ -411,7 +436,7 @@ class Coordinator:
     def _merge_back(self, job: MergeJob, receipt: Receipt) -> None:
         result = receipt.results[0] if receipt.results else None
         if receipt.status != "done" or result is None:
-            self._lose(job, _tell(receipt.failure) if receipt.failure else "it gave no result")
+            self._lose(job, tell(receipt.failure) if receipt.failure else "it gave no result")
             return
         place = (job.stage, job.output, job.level, job.index)
         self._append(Merged(*place, result, receipt.tally.seconds, receipt.slot, receipt.started, job.bucket))
@@ -427,14 +452,18 @@ class Coordinator:
     def _call_back(self, job: CallJob, receipt: Receipt) -> None:
         number, spent = job.call, (receipt.tally.seconds, receipt.slot, receipt.started)
         failure = receipt.failure
-        if receipt.status == "died" and receipt.cursor is None:
-            self._lose(job, _tell(failure) if failure else "its child died")
-        elif receipt.status == "died" and not job.alone and failure is not None and failure.cause != "timeout":
-            self._requeue(CallJob(number, job.task, alone=True))
+        if receipt.status == "stopped":  # a breaker let it through, and it failed
+            self._requeue(job)
+        elif receipt.status == "died" and receipt.cursor is None:
+            self._lose(job, tell(failure) if failure else "its child died")
+        elif receipt.status == "died" and failure is not None and (again := self._next_call(job, failure)) is not None:
+            self._later(*again)
         elif receipt.status != "done" or failure is not None:
             failure = failure or Failure("", self._name(job), "crash", "RecordCrashedError", "it came back without a result")
+            if receipt.status == "died":
+                failure = replace(failure, attempts=len(job.earlier) + 1, earlier=job.earlier)
             self._append(Called(number, (), None, failure, *spent))
-            reason: Reason = ("CallFailedError", (self.run_id, self._name(job), _tell(failure)))
+            reason: Reason = ("CallFailedError", (self.run_id, self._name(job), tell(failure)))
             self._fail(~number, failure, reason)
         elif receipt.growth is not None:
             graph, results = renumbered(receipt.growth, self.state)
@@ -444,6 +473,9 @@ class Coordinator:
             made = tuple(ref for ref in receipt.results if ref is not None)
             self._append(Called(number, made, receipt.choice, None, *spent))
             self._then(partial(self._called, number))
+
+    def _next_call(self, job: CallJob, failure: Failure) -> tuple[CallJob, float] | None:
+        return next_call(self.rules(~job.task), job, failure, f"{self.run_id}/call{job.call}")
 
     def _called(self, call: int) -> None:
         if self.state.calls[call].results:
@@ -464,8 +496,7 @@ class Coordinator:
         gone = set(nodes)
         if not gone:
             return
-        self._queue = [entry for entry in self._queue if entry[-1].node not in gone]
-        heapq.heapify(self._queue)
+        self._lanes.drop(lambda job: job.node in gone)
         hit = [submit for submit in self.inflight.values() if any(job.node in gone for job in submit.jobs)]
         self._cancel(hit)
         for job in (job for submit in hit for job in submit.jobs):
@@ -476,7 +507,7 @@ class Coordinator:
         if submits:
             self._out.append(Cancel(tuple(submit.attempt for submit in submits)))
         for submit in submits:
-            del self.inflight[submit.attempt]
+            self._lanes.back(submit.attempt)
 
     def _fail(self, node: int, failure: Failure, reason: Reason) -> None:
         """Give a node up. Whoever needs it fails with it; a decision over branches judges it."""
@@ -495,7 +526,7 @@ class Coordinator:
         if self.ending is not None or number not in self._flow.wanted or number in self._flow.failed:
             return
         if stage.complete and not stage.opened and self._settled(number):
-            if self.tolerance.accepts(stage.failed, stage.records):
+            if self._accepts(number):
                 self._append(BarrierOpened(number, stage.failed))
                 self._then(partial(self._look, number))
             elif not self._is_cut(stage):  # else its value is there, whatever came too late
@@ -516,7 +547,7 @@ class Coordinator:
         for output in range(len(stage.facts.deadlines)):
             due = (number, output) in self._overdue and output not in stage.cuts and stage.closed and self._settled(number)
             if due and stage.share >= stage.facts.enough[output]:
-                if not self.tolerance.accepts(stage.failed, stage.records):
+                if not self._accepts(number):
                     self._refuse(number)
                     return
                 self._append(Cut(number, output, stage.share, tuple(stage.pending.values())))
@@ -534,18 +565,18 @@ class Coordinator:
 
     def _release(self, number: int) -> None:
         """Let go of a stage's pieces: what is queued stays undone, what is in flight comes back at its next record."""
-        self._queue = [entry for entry in self._queue if entry[2] != number or isinstance(entry[-1], MergeJob)]
-        heapq.heapify(self._queue)
-        flying = tuple(submit.attempt for submit in self.inflight.values() if submit.unit == number)
-        if flying:
-            self._out += [Yield(flying), Ring(number, REST, GRACE_SECONDS)]
+        self._lanes.drop(lambda job: job.node == number and isinstance(job, ChunkJob))
+        late = self._late(number)
+        if late:
+            self._out.append(Yield(tuple(submit.attempt for submit in late)))
+            self._ring((number, REST), REST_SECONDS)
+
+    def _late(self, number: int) -> list[Submit]:
+        return [s for s in self.inflight.values() if s.unit == number and isinstance(s.jobs[0], ChunkJob)]
 
     def _end_rest(self, number: int) -> None:
-        """End what has not come back of pieces that nobody waits for; merges among them are made again."""
-        late = [s for s in self.inflight.values() if s.unit == number and any(isinstance(job, ChunkJob) for job in s.jobs)]
-        self._cancel(late)
-        for job in (job for submit in late for job in submit.jobs if isinstance(job, MergeJob)):
-            self._requeue(job)
+        """End what has not come back of pieces that nobody waits for."""
+        self._cancel(self._late(number))
 
     def _provide_stage(self, number: int) -> None:
         """Say which of a stage's outputs are there, durably."""
@@ -570,16 +601,4 @@ class Coordinator:
 
     def _refuse(self, number: int) -> None:
         """Give a stage up: more of its records failed than are tolerated."""
-        stage, tally = self.state.stages[number], self.state.tally
-        first = stage.lost[0].message if stage.lost else stage.rejected[0].message if stage.rejected else ""
-        if not first:
-            first = next((_tell(r.failure) for _, r in stage.receipts() if r.failure is not None), "see the list")
-        limit = self.tolerance.max_failures
-        reason: Reason = ("TooManyFailuresError", (self.run_id, tally.failed, tally.records, limit, first))
-        what = f"{stage.failed} of {stage.records} records failed; first: {first}"
-        self._fail(number, Failure("", stage.facts.name, "exception", reason[0], what), reason)
-
-
-def _tell(failure: Failure) -> str:
-    where = f" ({failure.record})" if failure.record else ""
-    return f"{failure.error}: {failure.message}{where}"
+        self._fail(number, *refusal(self.run_id, self.state, number, self.tolerance))

@@ -11,7 +11,8 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from parflow.core.history import CallState, RunState
+from parflow.core.history import RunState
+from parflow.core.state import CallState
 from parflow.model import Address
 
 

@@ -10,7 +10,7 @@ def rest_of(piece: Piece, at: Cursor) -> tuple[Piece, ...]:
     return () if piece.stop is not None and at.ordinal >= piece.stop else (Piece(piece.chunk, at, 0, piece.stop),)
 
 
-def around(piece: Piece, at: Cursor, *, alone: bool) -> tuple[Piece, ...]:
+def around(piece: Piece, at: Cursor, *, alone: bool, earlier: tuple[tuple[str, str], ...] = ()) -> tuple[Piece, ...]:
     """Split a piece around the record at a cursor: what lies before, the record ``alone`` or not at all, what lies behind."""
     before = (Piece(piece.chunk, piece.start, piece.skip, at.ordinal),) if at.ordinal > piece.first else ()
     passed, here = 0, piece.start
@@ -18,7 +18,7 @@ def around(piece: Piece, at: Cursor, *, alone: bool) -> tuple[Piece, ...]:
         # It died on its way to its first record, which is the one meant; or the record's number is known but not its place.
         at, passed = here, max(piece.skip, at.ordinal - here.ordinal)
     behind = at.ordinal + passed + 1
-    suspect = (Piece(piece.chunk, at, passed, behind, alone=True),) if alone else ()
+    suspect = (Piece(piece.chunk, at, passed, behind, True, earlier),) if alone else ()
     after = () if piece.stop is not None and behind >= piece.stop else (Piece(piece.chunk, at, passed + 1, piece.stop),)
     return before + suspect + after
 

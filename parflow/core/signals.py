@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from parflow.core.history import ChunksListed, Entry, Published, RunEnded
+from parflow.core.entries import ChunksListed, Entry, Published, RunEnded
 from parflow.model import Job, Receipt
+
+Bell = tuple[int | str, ...]
+"""What is to be rung for: the deadline of a stage's output, a wait before an attempt, a breaker's reset, …"""
 
 # --- stimuli: what the executor tells --------------------------------------------------------------------------------
 
@@ -56,10 +59,9 @@ class SinkPublished:
 
 @dataclass(frozen=True, slots=True)
 class Rang:
-    """A deadline that was asked for is over."""
+    """The time that was asked for is over."""
 
-    stage: int
-    output: int
+    bell: Bell
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +95,9 @@ class List:
 
 @dataclass(frozen=True, slots=True)
 class Ring:
-    """Say so when so many seconds are over: the deadline of an output."""
+    """Say so when so many seconds are over."""
 
-    stage: int
-    output: int
+    bell: Bell
     seconds: float
 
 
@@ -112,12 +113,15 @@ class Append:
 class Submit:
     """Run a batch of jobs of one stage, or of calls of one task. Batches begin in the order in which they are asked for.
 
-    ``unit`` is the stage's number, or ``~`` the task's.
+    ``unit`` is the stage's number, or ``~`` the task's. ``share`` is its part of what the run may call a second. A ``probe``
+    stops after its first record: a breaker waits for what becomes of it.
     """
 
     attempt: str
     unit: int
     jobs: tuple[Job, ...]
+    share: float = 1.0
+    probe: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from parflow.core.history import CUT, RunState, StageState
+from parflow.core.history import RunState
+from parflow.core.state import CUT, StageState
 from parflow.model import MergeJob
 
 REDUCTIONS = ("reduce", "group")

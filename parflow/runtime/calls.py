@@ -14,7 +14,8 @@ from parflow.core.plan import Plan
 from parflow.errors import RecordMemoryError
 from parflow.model import CallKind, Cause, Chunk, Cursor, Failure, Receipt, Ref, Tally, quick
 from parflow.nodes import Arguments, Task, is_plain
-from parflow.runtime.marker import CALL, CLOSING, STEP, put
+from parflow.runtime.attempts import Unproven, Watch, policies, tried
+from parflow.runtime.marker import CALL, CLOSING, STEP, STOP, put
 from parflow.runtime.pipeline import Context, describe, keep_bytes, pickled, preview, trace_of
 from parflow.runtime.program import grown
 from parflow.runtime.values import filled
@@ -41,7 +42,7 @@ def pack_arguments(arguments: Arguments) -> bytes:
     return dumps(arguments)
 
 
-def run_call(task: Task, given: Given, context: Context) -> Receipt:
+def run_call(task: Task, given: Given, context: Context, earlier: int = 0) -> Receipt:
     """Make one call, and keep what it gives.
 
     Parameters
@@ -52,6 +53,8 @@ def run_call(task: Task, given: Given, context: Context) -> Receipt:
         With what.
     context : Context
         Store, names and marker; whoever watches the marker enforces the task's timeout.
+    earlier : int
+        Attempts at it that ended a child.
 
     Returns
     -------
@@ -64,12 +67,18 @@ def run_call(task: Task, given: Given, context: Context) -> Receipt:
     put(marker, (0, 0, 0, 0))
     made: dict[str, Any] = {}
     args: Sequence[Any] = ()
+    watch = Watch()
     try:
         arguments = pickle.loads(context.store.get_checked(given.arguments))
         args, kwargs = filled(arguments, given.bindings, context.store)
         marker[CALL] += 1
         marker[STEP] = 1
-        result = invoke(task, args, kwargs)
+        attempts = policies(task, 1, marker, watch, context.terms, earlier)
+
+        def call(_: Any) -> Any:
+            return invoke(task, args, kwargs)
+
+        result = call(None) if attempts is None else attempts.around(call)(None)
         if given.kind == "choose":
             made["choice"] = int(result)
         else:
@@ -77,9 +86,14 @@ def run_call(task: Task, given: Given, context: Context) -> Receipt:
     except MemoryError as error:
         failure = _failure(task, RecordMemoryError(), "memory", args, error)
         return Receipt("died", Cursor(), failure=failure, tally=Tally(seconds=time.perf_counter() - clock), started=started)
+    except Unproven:
+        made = {"status": "stopped", "cursor": Cursor()}
     except (Exception, SystemExit) as error:  # noqa: BLE001 - user code may raise anything
         made = {"failure": _failure(task, error, "exception", args, error)}
-    return Receipt("done", tally=Tally(seconds=time.perf_counter() - clock), started=started, **made)
+    if marker[STOP] and watch.tripped:
+        marker[STOP] = 0  # a call is whole: those behind it are the coordinator's to hold back
+    spent = Tally(seconds=time.perf_counter() - clock)
+    return Receipt(**{"status": "done"} | made, tally=spent, started=started, steps=watch.steps, tripped=watch.tripped)
 
 
 def invoke(task: Task, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -166,4 +180,5 @@ def _find(value: Any, above: tuple[int, ...] = ()) -> Any:
 
 def _failure(task: Task, error: BaseException, cause: Cause, args: Sequence[Any], where: BaseException) -> Failure:
     shown = ", ".join(preview(item) for item in args[:5])
-    return describe(error, record="", step=task.name, cause=cause, traceback=trace_of(where), preview=shown[:400])
+    known: dict[str, Any] = {"traceback": trace_of(where), "preview": shown[:400], **tried(error)}
+    return describe(error, record="", step=task.name, cause=cause, **known)

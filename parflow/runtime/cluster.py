@@ -171,6 +171,7 @@ class Hands:
                 pure=False,
                 retries=0,
                 priority=-self.submitted,
+                resources=dict(batch.resources) if batch.resources else None,
             )
         except Exception as error:  # noqa: BLE001 - the client closed after it lost its scheduler
             settled(batch.attempt, ClusterLostError(str(error), "RUN"))

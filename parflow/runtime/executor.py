@@ -5,21 +5,27 @@ Listing, publishing, the journal and Dask run on their own threads and report he
 
 from __future__ import annotations
 
+import base64
+import heapq
+import pickle
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from parflow.core.bindings import Binding, bind
 from parflow.core.coordinator import Coordinator
+from parflow.core.entries import ChunksListed, Grown, Published, RunEnded, encode
 from parflow.core.forms import is_async
-from parflow.core.history import ChunksListed, Grown, Published, RunEnded, RunState, encode
+from parflow.core.history import RunState
+from parflow.core.rules import FREE, NO_OVERRIDES, Overrides
 from parflow.core.signals import (
     Append,
     BatchLost,
     BatchReturned,
+    Bell,
     Broke,
     Cancel,
     Durable,
@@ -38,7 +44,8 @@ from parflow.core.signals import (
     Yield,
 )
 from parflow.errors import ClusterLostError, InputsChangedError, ParflowError
-from parflow.model import INLINE_BYTES, Address, CallJob, Chunk, ChunkJob, Job, Receipt, Rejected, digest, make_ref
+from parflow.model import INLINE_BYTES, Address, CallJob, Chunk, ChunkJob, Job, MergeJob, Receipt, Rejected, digest, make_ref
+from parflow.runtime.attempts import TERMS, Terms
 from parflow.runtime.calls import Given, pack_arguments
 from parflow.runtime.program import Program, fetch
 from parflow.runtime.values import load
@@ -59,7 +66,8 @@ NO_WORKERS_SECONDS = 60.0
 class Options:
     """How a run is executed; none of it changes its result.
 
-    ``timeout`` and ``slice`` are in seconds, ``memory`` in bytes.
+    ``timeout``, ``slice`` and ``grace`` (for what is in flight when the run ends) are in seconds, ``memory`` in bytes;
+    ``retry`` is a pickled `Overrides`: it may hold a function.
     """
 
     timeout: float | None = None
@@ -68,6 +76,13 @@ class Options:
     isolation: Isolation = "process"
     window: int = 2
     inline_bytes: int = INLINE_BYTES
+    grace: float = 30.0
+    retry: str = ""
+
+    @property
+    def overrides(self) -> Overrides:
+        """What the run says in the place of its tasks."""
+        return pickle.loads(base64.b64decode(self.retry)) if self.retry else NO_OVERRIDES
 
 
 class Executor:
@@ -102,7 +117,7 @@ class Executor:
         self.program = program
         self.store = store
         self.options = options
-        self.coordinator = Coordinator(run_id, state, window=options.window)
+        self.coordinator = Coordinator(run_id, state, window=options.window, rules=program.rules, grace=options.grace)
         self.inbox: queue.SimpleQueue[Stimulus | None] = queue.SimpleQueue()
         self.writer: Writer | None = None
         self.hands: Hands | None = None
@@ -113,7 +128,8 @@ class Executor:
         self._stopping = threading.Event()
         self._connecting = threading.Lock()
         self._over = False
-        self._bells: list[threading.Timer] = []
+        self._bells: list[tuple[float, int, Bell]] = []
+        self._rings = 0
         self._idle_since: float | None = None
         self._bound: dict[Address, Binding] = {}
 
@@ -165,8 +181,6 @@ class Executor:
                     looked = time.monotonic()
         finally:
             self._stopping.set()
-            for bell in self._bells:  # else each keeps its thread, and this run, until its deadline
-                bell.cancel()
             with self._connecting:
                 self._over = True
                 if self.hands is not None:
@@ -174,9 +188,14 @@ class Executor:
         return self.ended
 
     def _next(self) -> Stimulus | None:
-        """Wait for the next stimulus, and for no longer than until the next look at the cluster."""
+        """Wait for the next stimulus, and for no longer than until the next bell, or the next look at the cluster."""
+        wait = TICK
+        if self._bells:
+            wait = min(TICK, self._bells[0][0] - time.monotonic())
+            if wait <= 0:
+                return Rang(heapq.heappop(self._bells)[-1])
         try:
-            stimulus = self.inbox.get(timeout=TICK)
+            stimulus = self.inbox.get(timeout=wait)
         except queue.Empty:
             return None
         if stimulus is None:
@@ -195,11 +214,9 @@ class Executor:
                     self._submit(instruction)
                 case List(stage, skip):
                     self._spawn("list", self._list, stage, skip)
-                case Ring(stage, output, seconds):
-                    bell = threading.Timer(seconds, self.inbox.put, (Rang(stage, output),))
-                    bell.daemon = True
-                    bell.start()
-                    self._bells.append(bell)
+                case Ring(bell, seconds):
+                    self._rings += 1
+                    heapq.heappush(self._bells, (time.monotonic() + seconds, self._rings, bell))
                 case Yield(attempts):
                     if self.coordinator.ending is not None:
                         self._stopping.set()
@@ -280,7 +297,16 @@ class Executor:
             stage.preload,
             options.inline_bytes,
             bindings=self._bindings(self.state.stages[submit.unit].facts.needs),
+            terms=self._terms(submit),
+            resources=self._resources(submit),
         )
+
+    def _terms(self, submit: Submit) -> Terms:
+        rules = self.program.rules(submit.unit)
+        return TERMS if rules is FREE else Terms(rules.retries, submit.share, submit.probe)
+
+    def _resources(self, submit: Submit) -> Mapping[str, float] | None:
+        return None if isinstance(submit.jobs[0], MergeJob) else self.program.rules(submit.unit).resources or None
 
     def _calls(self, submit: Submit) -> Batch:
         """Say what a worker has to know to make calls of a task."""
@@ -300,6 +326,8 @@ class Executor:
             ("asyncio",) if is_async(task.function) else (),
             options.inline_bytes,
             given=tuple(self._given(job.call) for job in submit.jobs if isinstance(job, CallJob)),
+            terms=self._terms(submit),
+            resources=self._resources(submit),
         )
 
     def _given(self, call: int) -> Given:

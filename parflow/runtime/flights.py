@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import math
 import os
 import threading
 import types
@@ -18,6 +19,7 @@ from typing import Any
 from parflow.core.forms import Concurrent, inner
 from parflow.core.plan import Step
 from parflow.errors import Cancelled, ParflowError, RecordTimeoutError
+from parflow.runtime.attempts import Attempts
 from parflow.runtime.marker import CALL, GUESS, HELD, KEPT, STEP, Marker, Place, put, take
 from parflow.runtime.steps import Door, Fail, door
 
@@ -103,13 +105,14 @@ LOOP = Loop()
 class _Call:
     """One record's call."""
 
-    __slots__ = ("began", "done", "error", "made", "place", "record", "task")
+    __slots__ = ("began", "done", "error", "made", "overdue", "place", "record", "task")
 
     def __init__(self, place: Place, record: Any, began: float) -> None:
         self.place = place
         self.record = record
         self.began = began
         self.done = False
+        self.overdue = False
         self.made: Any = None
         self.error: BaseException | None = None
         self.task: asyncio.Task[None] | None = None
@@ -123,7 +126,17 @@ class Flights:
     for a whole timeout shows no heartbeat any more: its supervisor ends the child.
     """
 
-    def __init__(self, step: Step, number: int, marker: Marker, fail: Fail, onward: Door, timeout: float | None) -> None:
+    def __init__(
+        self,
+        step: Step,
+        number: int,
+        marker: Marker,
+        fail: Fail,
+        onward: Door,
+        timeout: float | None,
+        attempts: Attempts | None = None,
+    ) -> None:
+        self.attempts = attempts
         function = step.task.function
         self.most = function.calls if isinstance(function, Concurrent) else 1
         self.function = inner(function)
@@ -186,7 +199,8 @@ class Flights:
             put(self.marker, call.place)
             self.marker[STEP] = self.number
             if call.error is not None:
-                self.fail(self.number, call.error, call.record, "exception" if call.task else "timeout")
+                late = call.task is None or (call.overdue and isinstance(call.error, RecordTimeoutError))
+                self.fail(self.number, call.error, call.record, "timeout" if late else "exception")
             elif self.kind == "map":
                 self.onward.push(call.made)
             elif self.kind == "flat_map":
@@ -211,12 +225,29 @@ class Flights:
 
     async def _fly(self, call: _Call) -> None:
         try:
-            made = await self._named(self._called(call.record), call)
+            made = await self._named(self._made(call), call)
             error: BaseException | None = None
         except (Exception, SystemExit, asyncio.CancelledError) as raised:  # noqa: BLE001 - user code may raise anything
             made, error = None, raised
         if not call.done:
             self._over(call, made, error)
+
+    async def _made(self, call: _Call) -> Any:
+        if self.attempts is None:
+            return await self._called(call.record)
+
+        async def attempt() -> Any:
+            call.began, call.overdue = self.clock + 2 * self.beat, False
+            try:
+                return await self._called(call.record)
+            except asyncio.CancelledError:
+                if call.overdue and self.timeout:
+                    raise RecordTimeoutError(self.timeout) from None
+                raise
+            finally:
+                call.began = math.inf  # until the next attempt no timeout holds
+
+        return await self.attempts.await_on(attempt, asyncio.sleep)
 
     async def _called(self, record: Any) -> Any:
         made = self.function(record)
@@ -253,12 +284,14 @@ class Flights:
         self.marker[CALL] += 1
         assert self.timeout is not None
         for call in tuple(self.calls):
-            if self.clock - call.began <= self.timeout:
-                break
-            if not call.done and call.task is not None:
-                call.task.cancel()
-                call.task = None
-                self._over(call, None, RecordTimeoutError(self.timeout))
+            if self.clock - call.began <= self.timeout or call.done or call.task is None:
+                continue
+            call.task.cancel()
+            if self.attempts is not None and not call.overdue:
+                call.overdue = True  # it may be tried again, unless it doesn't let itself be cancelled
+                continue
+            call.task = None
+            self._over(call, None, RecordTimeoutError(self.timeout))
         self.timer = LOOP.loop.call_later(self.beat, self._tick)
 
     def _still(self) -> None:

@@ -16,8 +16,9 @@ WORDS = 8
 GUESS, KEPT = 1, 2
 """Bits of ``HELD``: the record may be another one of its batch or window; a step keeps records while the next is read."""
 
-READING, DECODING, CLOSING = 0, 2**16, 2**16 + 1
-"""Steps that are no step: the next record is being read; the one in hand is being decoded; results are being written."""
+READING, DECODING, CLOSING, WAITING = 0, 2**16, 2**16 + 1, 2**16 + 2
+"""Steps that are no step: the next record is being read; the one in hand is being decoded; results are being written; the one
+in hand waits for its next attempt, or its turn."""
 
 Marker: TypeAlias = MutableSequence[int]
 Place: TypeAlias = tuple[int, int, int, int]

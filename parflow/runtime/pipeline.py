@@ -23,6 +23,7 @@ from parflow.model import (
     Cause,
     Chunk,
     ChunkJob,
+    Counts,
     Cursor,
     Failure,
     MergeJob,
@@ -33,6 +34,7 @@ from parflow.model import (
     Tally,
     make_ref,
 )
+from parflow.runtime.attempts import TERMS, Attempts, Terms, Unproven, Watch, policies, tried
 from parflow.runtime.marker import CLOSING, DECODING, HELD, OFFSET, ORDINAL, PART, READING, STEP, STOP, Marker, Place, put, take
 from parflow.runtime.places import Places
 from parflow.runtime.steps import Batches, Door, Fail, Keeps, door, fan_out, plain
@@ -70,6 +72,7 @@ class Context:
     store: Any
     marker: Marker
     inline_bytes: int
+    terms: Terms = TERMS
 
     def named(self, suffix: object) -> Context:
         """Return the same context with a name of its own for what is written."""
@@ -116,6 +119,7 @@ class DeadLetters:
 
     def __init__(self, stage: Stage, chunk: Chunk, marker: Marker) -> None:
         self.items: list[Failure] = []
+        self.watch = Watch()
         self.stage = stage
         self.chunk = chunk
         self.marker = marker
@@ -133,6 +137,7 @@ class DeadLetters:
         if isinstance(error, MemoryError):
             raise OutOfMemory from error
         trace = trace_of(error) if cause == "exception" and len(self.items) < TRACEBACKS else ""
+        self.watch.count(self.stage.label(step), Counts(failed=1))
         self.items.append(self.describe(step, error, cause, trace, record, at or self.in_hand()))
 
     def describe(self, step: int, error: BaseException, cause: Cause, trace: str, record: Any, at: Cursor) -> Failure:
@@ -146,6 +151,9 @@ class DeadLetters:
             preview="" if record is None else preview(record),
             chunk=self.chunk.index,
             ordinal=at.ordinal,
+            part=at.part,
+            offset=at.offset,
+            **tried(error),
         )
 
 
@@ -295,7 +303,9 @@ def keep(step: str, value: Any, context: Context) -> Ref:
 # --- running -----------------------------------------------------------------------------------------------------------
 
 
-def _compile(stage: Stage, context: Context, letters: DeadLetters, timeouts: Timeouts) -> tuple[Door, list[Keeps], list[Any]]:
+def _compile(
+    stage: Stage, context: Context, letters: DeadLetters, timeouts: Timeouts, piece: Piece
+) -> tuple[Door, list[Keeps], list[Any]]:
     """Build the closures from the outputs back to the source.
 
     Returns the first one, the steps that keep records (each before those that follow it), and the outputs.
@@ -317,25 +327,27 @@ def _compile(stage: Stage, context: Context, letters: DeadLetters, timeouts: Tim
     keeps: list[Keeps] = []
     for index in reversed(range(len(stage.steps))):
         step, onward = stage.steps[index], fan_out(marker, consumers[index])
-        way, keeper = _step(step, index + 1, marker, letters.add, onward, timeouts[index + 1])
+        earlier = sum(name == step.task.name for name, _ in piece.earlier)
+        attempts = policies(step.task, index + 1, marker, letters.watch, context.terms, earlier)
+        way, keeper = _step(step, index + 1, marker, letters.add, onward, timeouts[index + 1], attempts)
         keeps[:0] = [keeper] if keeper else []
         consumers.setdefault(step.parent, []).append(way)
     return fan_out(marker, consumers[-1]), keeps, ends
 
 
 def _step(
-    step: Step, number: int, marker: Marker, fail: Fail, onward: Door, timeout: float | None
+    step: Step, number: int, marker: Marker, fail: Fail, onward: Door, timeout: float | None, attempts: Attempts | None
 ) -> tuple[Door, Keeps | None]:
     """Compile a step; also returns what keeps its records for a while, if anything does."""
     if isinstance(step.task.function, Batched):
-        batches = Batches(step, number, marker, fail, onward)
+        batches = Batches(step, number, marker, fail, onward, attempts)
         return batches.door, batches
     if is_async(step.task.function):
         from parflow.runtime.flights import Flights
 
-        flights = Flights(step, number, marker, fail, onward, timeout)
+        flights = Flights(step, number, marker, fail, onward, timeout, attempts)
         return flights.door, flights
-    return plain(step, number, marker, fail, onward, timeout is not None), None
+    return plain(step, number, marker, fail, onward, timeout is not None, attempts), None
 
 
 def _read_tables(
@@ -471,7 +483,7 @@ def run_piece(stage: Stage, job: ChunkJob, context: Context, timeouts: Timeouts)
     source.reset()
     stage = replace(stage, source=source)
     letters = DeadLetters(stage, chunk, marker)
-    door, keeps, ends = _compile(stage, context, letters, timeouts)
+    door, keeps, ends = _compile(stage, context, letters, timeouts, piece)
     results: list[Ref | None] = []
     files: list[SinkFile] = []
     try:
@@ -489,6 +501,9 @@ def run_piece(stage: Stage, job: ChunkJob, context: Context, timeouts: Timeouts)
             at, reading = Cursor(at.ordinal, piece.start.part, piece.start.offset), False
         for giving_up in (*keeps, *ends):
             giving_up.abort()
+        if isinstance(error, Unproven):
+            watch, spent = letters.watch, Tally(seconds=time.perf_counter() - clock)
+            return Receipt("stopped", piece.start, tally=spent, steps=watch.steps, tripped=watch.tripped, started=started)
         if not isinstance(error, OutOfMemory):
             raise
         cause: Cause = "input" if reading else "memory"
@@ -507,6 +522,8 @@ def run_piece(stage: Stage, job: ChunkJob, context: Context, timeouts: Timeouts)
         ),
         encodings=source.encodings,
         started=started,
+        steps=letters.watch.steps,
+        tripped=letters.watch.tripped,
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from parflow.core.plan import Call, Plan, Stage
+from parflow.core.rules import NO_OVERRIDES, Overrides, Rules, rules_of
 from parflow.model import Growth, digest
 from parflow.nodes import Task
 
@@ -68,9 +69,13 @@ class Program:
     ----------
     kept : Kept
         The plan that a run begins with.
+    overrides : Overrides
+        What the run says in the place of its tasks.
     """
 
-    def __init__(self, kept: Kept) -> None:
+    def __init__(self, kept: Kept, overrides: Overrides = NO_OVERRIDES) -> None:
+        self.overrides = overrides
+        self._rules: dict[int, Rules] = {}
         self.stages: list[Stage] = []
         self.tasks: list[Task] = []
         self.calls: list[Call] = []
@@ -85,6 +90,13 @@ class Program:
         self.tasks += kept.plan.tasks
         self._task_codes += kept.tasks
         self.calls += kept.plan.calls
+
+    def rules(self, unit: int) -> Rules:
+        """Return the policies of a unit: of a stage's steps, or of a task's calls."""
+        if unit not in self._rules:
+            tasks = [step.task for step in self.stages[unit].steps] if unit >= 0 else [self.tasks[~unit]]
+            self._rules[unit] = rules_of(tasks, self.overrides)
+        return self._rules[unit]
 
     def code(self, unit: int) -> str:
         """Return the key of a unit's code: a stage's, or (``~``) a task's."""

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 from parflow.core.forms import Batch, Batched
 from parflow.core.plan import Step
+from parflow.runtime.attempts import Attempts
 from parflow.runtime.marker import CALL, GUESS, HELD, KEPT, STEP, Marker, Place, put, take
 from parflow.runtime.places import Places
 
@@ -90,9 +91,13 @@ def _timed(function: Callable[[Any], Any], marker: Marker) -> Callable[[Any], An
     return call
 
 
-def plain(step: Step, number: int, marker: Marker, fail: Fail, onward: Door, timed: bool) -> Door:
+def plain(
+    step: Step, number: int, marker: Marker, fail: Fail, onward: Door, timed: bool, attempts: Attempts | None = None
+) -> Door:
     """Compile a step that calls a function with one record after the other."""
-    function = _timed(step.task.function, marker) if timed else step.task.function
+    function = _timed(step.task.function, marker) if timed and attempts is None else step.task.function
+    if attempts is not None:
+        function = attempts.around(function)
     push, push_many = onward.push, onward.many
 
     def push_map(record: Any) -> None:
@@ -137,10 +142,13 @@ class Batches:
     one of 1,024 stands alone after some ten deaths, whichever it is.
     """
 
-    def __init__(self, step: Step, number: int, marker: Marker, fail: Fail, onward: Door) -> None:
+    def __init__(
+        self, step: Step, number: int, marker: Marker, fail: Fail, onward: Door, attempts: Attempts | None = None
+    ) -> None:
         form = step.task.function
         assert isinstance(form, Batched)
         self.function, self.size, self.form = form.function, form.size, form.form
+        self.whole = self.function if attempts is None else attempts.around(self.function)
         self.number = number
         self.marker = marker
         self.fail = fail
@@ -179,14 +187,17 @@ class Batches:
         self.records, self.tables, self.places = [], [_cut(data, whole, len(places))] if keep else [], places[whole:]
         for first in range(0, whole, self.size):
             stop = min(first + self.size, whole)
-            self.run(_cut(data, first, stop), places[first:stop])
+            self.run(_cut(data, first, stop), places[first:stop], self.whole)
 
     def abort(self) -> None:
         """Forget what is kept."""
         self.records, self.tables, self.places = [], [], Places()
 
-    def run(self, data: Any, places: Places) -> None:
-        """Call the function and push on what it made, or find the records that it fails for."""
+    def run(self, data: Any, places: Places, function: Callable[[Any], Any]) -> None:
+        """Call the function and push on what it made, or find the records that it fails for.
+
+        Only a whole batch is tried again as the task says: else each of its halves would be, and each of theirs.
+        """
         marker = self.marker
         here, middle = take(marker), places[len(places) // 2]
         put(marker, middle)
@@ -194,14 +205,14 @@ class Batches:
         marker[STEP] = self.number
         marker[CALL] += 1
         try:
-            made = _taken(self.function(_given(data, self.form)))
+            made = _taken(function(_given(data, self.form)))
         except (Exception, SystemExit) as error:  # noqa: BLE001 - user code may raise anything
             if len(places) == 1 or isinstance(error, MemoryError):
                 self.fail(self.number, error, _first(data))
             else:
                 half = len(places) // 2
-                self.run(_cut(data, 0, half), places[:half])
-                self.run(_cut(data, half, len(places)), places[half:])
+                self.run(_cut(data, 0, half), places[:half], self.function)
+                self.run(_cut(data, half, len(places)), places[half:], self.function)
         else:
             one_for_one = len(made) == len(places)
             if not isinstance(made, list):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pickle
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from parflow.core.bindings import Binding
-from parflow.core.history import StageState
 from parflow.core.plan import Stage
+from parflow.core.state import StageState
 from parflow.errors import CodeError
 from parflow.model import (
     INLINE_BYTES,
@@ -25,6 +25,7 @@ from parflow.model import (
     to_json,
 )
 from parflow.nodes import Task
+from parflow.runtime.attempts import TERMS, Terms
 from parflow.runtime.calls import Given, run_call
 from parflow.runtime.instances import Instances
 from parflow.runtime.marker import JOB, STEP, STOP, Marker
@@ -40,7 +41,8 @@ class Batch:
 
     ``labels`` and ``timeouts`` (seconds) are of the numbered steps; ``memory`` is in bytes; after ``slice`` seconds the job
     in hand yields and the rest of the batch comes back untouched. ``bindings`` are the values that the stage needs, in its
-    order; ``given`` what each call is made with.
+    order; ``given`` what each call is made with. ``terms`` are what policies leave to the child;
+    ``resources`` what a Dask worker must have to take it.
     """
 
     run_id: str
@@ -58,6 +60,8 @@ class Batch:
     inline_bytes: int = INLINE_BYTES
     bindings: tuple[Binding, ...] = ()
     given: tuple[Given, ...] = ()
+    terms: Terms = TERMS
+    resources: Mapping[str, float] | None = None
 
     @property
     def name(self) -> str:
@@ -167,10 +171,11 @@ def _run_job(batch: Batch, number: int, code: Any, store: Store, marker: Marker)
         name = f"s{job.stage}-merge{job.output}.{job.bucket}-{job.level}-{job.index:06d}-{token}"
         return run_merge(code, job, Context(batch.run_id, name, store, marker, batch.inline_bytes))
     if isinstance(job, CallJob):
-        context = Context(batch.run_id, f"call{job.call}-{token}", store, marker, batch.inline_bytes)
-        return run_call(code, batch.given[number], context)
+        context = Context(batch.run_id, f"call{job.call}-{token}", store, marker, batch.inline_bytes, batch.terms)
+        return run_call(code, batch.given[number], context, len(job.earlier))
     name = f"s{job.stage}-{job.piece.chunk:06d}-{job.piece.first:09d}-{token}"
-    receipt = run_piece(code, job, Context(batch.run_id, name, store, marker, batch.inline_bytes), batch.timeouts)
+    context = Context(batch.run_id, name, store, marker, batch.inline_bytes, batch.terms)
+    receipt = run_piece(code, job, context, batch.timeouts)
     if receipt.files or any(ref is not None and ref.key for ref in receipt.results):
         claim = {"stage": job.stage, "chunk": job.chunk.id, "piece": to_json(job.piece), "receipt": to_json(receipt)}
         store.put(f"done/{name}.json", dump_json(claim))

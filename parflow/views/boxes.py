@@ -10,8 +10,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from parflow.core.explain import call_in_words, call_name, kept, label, output_in_words, source_in_words, tree
-from parflow.core.history import CallState, RunState, StageState
+from parflow.core.history import RunState
 from parflow.core.plan import Call, Plan, Stage, Step
+from parflow.core.state import CallState, StageState
 from parflow.model import Address
 from parflow.views.layout import ranks
 from parflow.views.words import counted

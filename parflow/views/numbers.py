@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from parflow.core.history import CallState, RunState, StageState
+from parflow.core.history import RunState
+from parflow.core.state import CallState, StageState
 from parflow.model import Failure, Receipt
 
 Cause = tuple[str, str, str]

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from parflow.api.runs import Run
-    from parflow.core.history import StageState
+    from parflow.core.state import StageState
 
 
 def show_progress(run: Run) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from parflow.core.history import StageState
+from parflow.core.state import StageState
 from parflow.model import Failure
 from parflow.views.numbers import CallNumbers, call_numbers, causes, stage_numbers
 

@@ -10,19 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parflow.core.bindings import Binding, bind
-from parflow.core.history import (
-    Called,
-    ChunksListed,
-    Decided,
-    Grown,
-    Merged,
-    Owned,
-    PieceEnded,
-    Published,
-    RunStarted,
-    RunState,
-    fold,
-)
+from parflow.core.entries import Called, ChunksListed, Decided, Grown, Merged, Owned, PieceEnded, Published, RunStarted
+from parflow.core.history import RunState, fold
 from parflow.model import (
     Address,
     CallFacts,

@@ -9,18 +9,8 @@ from typing import TypeVar
 import pytest
 
 from parflow.core.coordinator import Coordinator
-from parflow.core.history import (
-    BarrierOpened,
-    ChunksListed,
-    Entry,
-    Merged,
-    Owned,
-    PieceEnded,
-    Published,
-    RunEnded,
-    RunStarted,
-    fold,
-)
+from parflow.core.entries import BarrierOpened, ChunksListed, Entry, Merged, Owned, PieceEnded, Published, RunEnded, RunStarted
+from parflow.core.history import fold
 from parflow.core.signals import (
     Append,
     BatchLost,
@@ -32,6 +22,7 @@ from parflow.core.signals import (
     List,
     Listed,
     Publish,
+    Ring,
     SinkPublished,
     SlotsChanged,
     StopRequested,
@@ -82,6 +73,9 @@ def at(ordinal: int) -> Cursor:
 
 def done(text: str = "", *, records: int = 1, failed: int = 0, seconds: float = 1.0) -> Receipt:
     return Receipt("done", results=(Ref(len(text), "d", inline=text.encode()),), tally=Tally(records, failed, 0, seconds))
+
+
+CRASHED = (("read", "RecordCrashedError: died"),)
 
 
 def died(ordinal: int, cause: Cause = "crash") -> Receipt:
@@ -204,7 +198,7 @@ def test_a_crash_leaves_the_part_before_the_suspect_alone_and_the_part_after() -
     coordinator = begin()
     (first,) = only(Submit, start(coordinator, 1))
     (ended,) = entries(PieceEnded, coordinator.handle(back(first, died(5))))
-    suspect = Piece(0, at(5), 0, 6, alone=True)
+    suspect = Piece(0, at(5), 0, 6, alone=True, earlier=CRASHED)
     assert ended == PieceEnded(0, Piece(0), (Piece(0, stop=5), suspect, Piece(0, at(5), 1)))
 
 
@@ -217,7 +211,10 @@ def test_a_record_that_crashes_alone_is_given_up() -> None:
 
     asked = play(coordinator, start(coordinator, 1), worker)
     (given_up,) = [ended for ended in entries(PieceEnded, asked) if ended.failure is not None]
-    assert given_up == PieceEnded(0, Piece(0, at(5), 0, 6, alone=True), (), None, died(5).failure)
+    assert given_up.piece == Piece(0, at(5), 0, 6, alone=True, earlier=CRASHED)
+    assert given_up.failure == Failure(
+        "r5", "read", "crash", "RecordCrashedError", "died", attempts=2, earlier=("RecordCrashedError: died",)
+    )
     assert entries(BarrierOpened, asked) == [BarrierOpened(0, 1)]
 
 
@@ -241,7 +238,7 @@ def test_a_record_that_ran_out_of_memory_is_tried_alone_before_it_is_given_up() 
     coordinator = begin()
     (first,) = only(Submit, start(coordinator, 1))
     (ended,) = entries(PieceEnded, coordinator.handle(back(first, died(5, "memory"))))
-    assert ended == PieceEnded(0, Piece(0), (Piece(0, stop=5), Piece(0, at(5), 0, 6, alone=True), Piece(0, at(5), 1)))
+    assert ended == PieceEnded(0, Piece(0), (Piece(0, stop=5), Piece(0, at(5), 0, 6, True, CRASHED), Piece(0, at(5), 1)))
 
 
 @pytest.mark.parametrize("cause", ["crash", "timeout"])
@@ -259,7 +256,7 @@ def test_a_suspect_whose_number_alone_is_known_is_reached_from_the_pieces_start(
     (first,) = only(Submit, start(coordinator, 1))
     nowhere = Receipt("died", Cursor(5, 0, 0), failure=died(5).failure)
     (ended,) = entries(PieceEnded, coordinator.handle(back(first, nowhere)))
-    assert ended.rest == (Piece(0, stop=5), Piece(0, at(0), 5, 6, alone=True), Piece(0, at(0), 6))
+    assert ended.rest == (Piece(0, stop=5), Piece(0, at(0), 5, 6, True, CRASHED), Piece(0, at(0), 6))
 
 
 def test_a_piece_that_stopped_at_its_end_leaves_no_rest() -> None:
@@ -496,7 +493,7 @@ def test_a_publication_after_the_end_is_left_to_the_next_coordinator() -> None:
 def test_a_drained_run_waits_for_what_is_in_flight_and_ends_stopped() -> None:
     coordinator = begin()
     (submit,) = only(Submit, start(coordinator, 1, 1))
-    assert coordinator.handle(StopRequested()) == [Yield((submit.attempt,))]
+    assert coordinator.handle(StopRequested()) == [Yield((submit.attempt,)), Ring(("grace",), 30.0)]
     (end, ended) = only(Append, coordinator.handle(back(submit, Receipt("stopped", at(3), results=(None,), tally=Tally(3)))))
     assert isinstance(end.entry, PieceEnded)
     assert end.entry.rest == (Piece(0, at(3)),)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 
 from parflow.core.coordinator import Coordinator
-from parflow.core.history import (
+from parflow.core.entries import (
     BarrierOpened,
     Called,
     ChunksListed,
@@ -20,8 +21,8 @@ from parflow.core.history import (
     Published,
     RunEnded,
     RunStarted,
-    fold,
 )
+from parflow.core.history import fold
 from parflow.core.signals import (
     Append,
     BatchLost,
@@ -228,7 +229,7 @@ def test_a_call_in_hand_when_its_child_ended_is_made_again_alone(cause: Cause) -
     story = begin(call())
     story.comes(0, died(cause))
     assert entries(Called, story.asked) == []
-    assert story.flying == [CallJob(0, 0, alone=True)]
+    assert story.flying == [CallJob(0, 0, alone=True, earlier=("ValueError: no",))]
     story.comes(0)
     assert story.ended() == "succeeded"
 
@@ -237,7 +238,8 @@ def test_a_call_that_crashes_alone_has_failed() -> None:
     story = begin(call())
     story.comes(0, died("crash"))
     story.comes(0, died("crash"))
-    assert entries(Called, story.asked) == [Called(0, failure=failure("crash"))]
+    twice = replace(failure("crash"), attempts=2, earlier=("ValueError: no",))
+    assert entries(Called, story.asked) == [Called(0, failure=twice)]
     assert story.ended() == "failed CallFailedError"
 
 
@@ -523,7 +525,7 @@ def test_a_stage_goes_on_from_what_another_one_kept_a_chunk_for_each_piece() -> 
 def test_a_stage_that_goes_on_from_another_one_has_its_deadline_too() -> None:
     derived = StageFacts("read", (), ("r",), ("reduce",), base=(0, -1), deadlines=(9.0,), enough=(0.5,))
     story = begin(stages=(stage("collect"), derived), targets=((1, 0),))
-    assert only(Ring, story.tell(listing(1))) == [Ring(1, 0, 9.0)]
+    assert only(Ring, story.tell(listing(1))) == [Ring((1, 0), 9.0)]
 
 
 def test_a_keyed_reduction_has_a_tree_of_merges_for_each_bucket() -> None:

@@ -11,19 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parflow.core.dataflow import Dataflow, Verdict
+from parflow.core.entries import BarrierOpened, Called, ChunksListed, Decided, Grown, Merged, Owned, RunStarted
 from parflow.core.growth import renumbered
-from parflow.core.history import (
-    BarrierOpened,
-    Called,
-    ChunksListed,
-    Decided,
-    Grown,
-    Merged,
-    Owned,
-    RunStarted,
-    RunState,
-    fold,
-)
+from parflow.core.history import RunState, fold
 from parflow.model import Address, CallFacts, CallKind, Failure, GraphFacts, Growth, Ref, StageFacts, TaskFacts
 
 # --- how to say it briefly -------------------------------------------------------------------------------------------

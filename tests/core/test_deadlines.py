@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from parflow.core.bindings import bind
 from parflow.core.coordinator import MAX_LOSSES, REST, Coordinator
-from parflow.core.history import (
+from parflow.core.entries import (
     BarrierOpened,
     Called,
     Cut,
@@ -27,11 +27,10 @@ from parflow.core.history import (
     Redriven,
     RunEnded,
     RunStarted,
-    StageState,
     decode,
     encode,
-    fold,
 )
+from parflow.core.history import fold
 from parflow.core.signals import (
     Append,
     BatchLost,
@@ -50,6 +49,7 @@ from parflow.core.signals import (
     Submit,
     Yield,
 )
+from parflow.core.state import StageState
 from parflow.model import (
     Address,
     CallFacts,
@@ -153,7 +153,7 @@ def one_is_late(stage: StageFacts, *, max_failures: float = 0) -> Story:
     """The first of two chunks is done, the second in flight, when the deadline passes."""
     story = two_chunks(stage, max_failures=max_failures)
     story.finish(ChunkJob)
-    story.tell(Rang(0, 0))
+    story.tell(Rang((0, 0)))
     return story
 
 
@@ -165,25 +165,25 @@ def kinds(history: Iterable[Entry]) -> Counter[type]:
 
 
 def test_the_alarm_is_set_when_the_stage_begins() -> None:
-    assert only(Ring, Story(begun(facts())).asked) == [Ring(0, 0, DUE)]
+    assert only(Ring, Story(begun(facts())).asked) == [Ring((0, 0), DUE)]
 
 
 def test_the_alarm_of_a_stage_that_waits_for_a_value_is_set_when_that_is_there() -> None:
     use = CallFacts("call", 0)
     story = Story([RunStarted("f", "", (facts(needs=((~0, 0),)),), 16, {}, (TaskFacts("make"),), (use,), ((0, 0),))])
     assert only(Ring, story.tell(SlotsChanged(1))) == []
-    assert only(Ring, story.finish(CallJob)) == [Ring(0, 0, DUE)]
+    assert only(Ring, story.finish(CallJob)) == [Ring((0, 0), DUE)]
 
 
 def test_past_the_deadline_what_is_there_is_merged_and_the_rest_let_go() -> None:
     story = two_chunks(facts())
     story.finish(ChunkJob)
     (late,) = story.flying()
-    asked = story.tell(Rang(0, 0))
+    asked = story.tell(Rang((0, 0)))
     (cut,) = entries(Cut, asked)
     assert (cut.share, [piece.chunk for piece in cut.late]) == (0.5, [1])
     assert only(Yield, asked) == [Yield((late.attempt,))]
-    assert only(Ring, asked) == [Ring(0, REST, 1.0)]
+    assert only(Ring, asked) == [Ring((0, REST), 1.0)]
     (merge,) = (job for submit in story.flying(MergeJob) for job in submit.jobs)
     assert merge == MergeJob(0, 0, 1, 0, story.stage.leaves[0], last=True, bucket=-1)
     story.tell(back(late, story.receipt(late.jobs[0])))
@@ -194,7 +194,7 @@ def test_a_deadline_before_the_list_is_closed_waits_for_the_list() -> None:
     story = Story(begun(facts()))
     story.tell(SlotsChanged(2), listing(5, last=False))
     story.finish(ChunkJob)
-    assert entries(Cut, story.tell(Rang(0, 0))) == []
+    assert entries(Cut, story.tell(Rang((0, 0)))) == []
     assert len(entries(Cut, story.tell(listing(5, first=1)))) == 1
 
 
@@ -202,7 +202,7 @@ def test_a_deadline_before_enough_is_there_opens_as_soon_as_it_is() -> None:
     story = Story(begun(facts(enough=0.75)))
     story.tell(SlotsChanged(2), listing(6, 5, 5, 4))
     story.finish(ChunkJob)
-    assert entries(Cut, story.tell(Rang(0, 0))) == []
+    assert entries(Cut, story.tell(Rang((0, 0)))) == []
     assert entries(Cut, story.finish(ChunkJob)) == []
     (cut,) = entries(Cut, story.finish(ChunkJob))
     assert cut.share == 0.8
@@ -211,7 +211,7 @@ def test_a_deadline_before_enough_is_there_opens_as_soon_as_it_is() -> None:
 def test_where_all_is_asked_for_the_deadline_never_cuts() -> None:
     story = two_chunks(facts(enough=1.0))
     story.finish(ChunkJob)
-    story.tell(Rang(0, 0))
+    story.tell(Rang((0, 0)))
     assert story.come_to_an_end().status == "succeeded"
     assert kinds(story.history)[Cut] == 0
     assert kinds(story.history)[BarrierOpened] == 1
@@ -221,7 +221,7 @@ def test_a_stage_that_completes_in_time_is_never_cut() -> None:
     story = two_chunks(facts())
     story.finish(ChunkJob)
     story.finish(ChunkJob)
-    story.tell(Rang(0, 0))
+    story.tell(Rang((0, 0)))
     assert story.come_to_an_end().status == "succeeded"
     assert kinds(story.history)[Cut] == 0
 
@@ -231,7 +231,7 @@ def test_a_deadline_while_the_last_piece_is_being_written_is_in_time() -> None:
     story.finish(ChunkJob)
     (last,) = story.flying()
     appends = only(Append, story.coordinator.handle(back(last, story.receipt(last.jobs[0]))))
-    assert story.coordinator.handle(Rang(0, 0)) == []
+    assert story.coordinator.handle(Rang((0, 0))) == []
     asked = story.coordinator.handle(Durable(appends[-1].ticket))
     assert entries(BarrierOpened, asked)
     assert not entries(Cut, asked)
@@ -241,7 +241,7 @@ def test_a_cut_waits_for_what_it_rests_on_to_be_written_and_its_merge_for_the_cu
     story = two_chunks(facts())
     coordinator, first = story.coordinator, story.flying()[0]
     (ended,) = only(Append, coordinator.handle(back(first, story.receipt(first.jobs[0]))))
-    assert coordinator.handle(Rang(0, 0)) == []
+    assert coordinator.handle(Rang((0, 0))) == []
     asked = coordinator.handle(Durable(ended.ticket))
     assert entries(Cut, asked)
     assert only(Submit, asked) == []
@@ -254,7 +254,7 @@ def test_more_pieces_than_one_merge_takes_are_merged_in_a_tree() -> None:
     story.tell(SlotsChanged(1), listing(5))
     for record in range(1, 18):
         story.finish(ChunkJob, status="stopped", cursor=at(record))
-    story.tell(Rang(0, 0), Rang(0, REST))
+    story.tell(Rang((0, 0)), Rang((0, REST)))
     assert story.come_to_an_end().status == "succeeded"
     assert {(level, index) for _, _, level, index in story.stage.merged} == {(1, 0), (1, 1), (2, 0)}
 
@@ -262,12 +262,12 @@ def test_more_pieces_than_one_merge_takes_are_merged_in_a_tree() -> None:
 def test_an_alarm_after_the_end_is_not_heard() -> None:
     story = two_chunks(facts())
     story.come_to_an_end()
-    assert story.tell(Rang(0, 0), Rang(0, REST)) == []
+    assert story.tell(Rang((0, 0)), Rang((0, REST))) == []
 
 
 def test_with_nothing_there_the_value_is_a_merge_of_nothing() -> None:
     story = two_chunks(facts())
-    asked = story.tell(Rang(0, 0), Rang(0, REST))
+    asked = story.tell(Rang((0, 0)), Rang((0, REST)))
     (cut,) = entries(Cut, asked)
     assert (cut.share, len(cut.late)) == (0.0, 2)
     (merge,) = (job for submit in story.flying(MergeJob) for job in submit.jobs)
@@ -278,7 +278,7 @@ def test_with_nothing_there_the_value_is_a_merge_of_nothing() -> None:
 def test_the_part_of_a_chunk_that_is_done_is_in_the_value_but_not_in_the_share() -> None:
     story = two_chunks(facts())
     story.finish(ChunkJob, status="stopped", cursor=at(3))
-    asked = story.tell(Rang(0, 0))
+    asked = story.tell(Rang((0, 0)))
     (cut,) = entries(Cut, asked)
     assert cut.share == 0.0
     assert {(piece.chunk, piece.first) for piece in cut.late} == {(0, 3), (1, 0)}
@@ -289,7 +289,7 @@ def test_the_part_of_a_chunk_that_is_done_is_in_the_value_but_not_in_the_share()
 def test_over_more_dead_letters_than_tolerated_it_opens_for_nobody(tolerated: int, status: str) -> None:
     story = two_chunks(facts(), max_failures=tolerated)
     story.finish(ChunkJob, tally=Tally(5, 1, 0, 1.0))
-    story.tell(Rang(0, 0), Rang(0, REST))
+    story.tell(Rang((0, 0)), Rang((0, REST)))
     ended = story.come_to_an_end()
     assert ended.status == status
     assert kinds(story.history)[Cut] == tolerated
@@ -326,11 +326,11 @@ def test_a_sink_beside_it_is_published_when_all_of_the_input_is_there() -> None:
 
 def test_two_deadlines_open_one_after_the_other_and_the_last_lets_the_rest_go() -> None:
     story = two_chunks(facts("reduce", "reduce", deadlines=(DUE, LATER)))
-    assert only(Ring, story.asked) == [Ring(0, 0, DUE), Ring(0, 1, LATER)]
-    asked = story.tell(Rang(0, 0))
+    assert only(Ring, story.asked) == [Ring((0, 0), DUE), Ring((0, 1), LATER)]
+    asked = story.tell(Rang((0, 0)))
     assert (len(entries(Cut, asked)), only(Yield, asked)) == (1, [])
     story.finish(ChunkJob)
-    asked = story.tell(Rang(0, 1))
+    asked = story.tell(Rang((0, 1)))
     assert [(cut.output, cut.share) for cut in entries(Cut, asked)] == [(1, 0.5)]
     assert len(only(Yield, asked)) == 1
     assert [len(story.stage.leaves[output]) for output in (0, 1)] == [0, 1]
@@ -342,7 +342,7 @@ def test_two_deadlines_open_one_after_the_other_and_the_last_lets_the_rest_go() 
 def test_what_does_not_yield_in_time_is_ended() -> None:
     story = one_is_late(facts())
     (late,) = story.flying(ChunkJob)
-    assert only(Cancel, story.tell(Rang(0, REST))) == [Cancel((late.attempt,))]
+    assert only(Cancel, story.tell(Rang((0, REST)))) == [Cancel((late.attempt,))]
     assert story.come_to_an_end().status == "succeeded"
 
 
@@ -350,14 +350,14 @@ def test_a_run_whose_value_is_there_ends_when_what_is_late_is_ended() -> None:
     story = one_is_late(facts())
     story.finish(MergeJob)
     assert only(Finish, story.finish(CallJob)) == []
-    assert [one.ended.status for one in only(Finish, story.tell(Rang(0, REST)))] == ["succeeded"]
+    assert [one.ended.status for one in only(Finish, story.tell(Rang((0, REST))))] == ["succeeded"]
 
 
 def test_a_run_that_is_stopped_meanwhile_waits_no_longer_either() -> None:
     story = one_is_late(facts())
     (merge,) = story.flying(MergeJob)
     story.tell(StopRequested(), back(merge, None))
-    assert [one.ended.status for one in only(Finish, story.tell(Rang(0, REST)))] == ["stopped"]
+    assert [one.ended.status for one in only(Finish, story.tell(Rang((0, REST))))] == ["stopped"]
 
 
 def test_a_late_result_is_kept_for_a_redrive_but_stays_out_of_the_value() -> None:
@@ -385,7 +385,7 @@ def test_what_was_lost_often_before_the_deadline_may_be_lost_again_after_it() ->
     for _ in range(MAX_LOSSES - 1):
         story.tell(BatchLost(story.flying()[0].attempt, "its worker vanished"))
     (late,) = story.flying()
-    story.tell(Rang(0, 0), BatchLost(late.attempt, "its worker vanished"))
+    story.tell(Rang((0, 0)), BatchLost(late.attempt, "its worker vanished"))
     assert story.come_to_an_end().status == "succeeded"
 
 
@@ -417,22 +417,6 @@ def test_dead_letters_among_what_was_late_count_when_it_is_made_up_for() -> None
     assert again.again(max_failures=1).come_to_an_end().status == "succeeded"
 
 
-@pytest.mark.parametrize("ended", [True, False], ids=["ended", "yields"])
-def test_a_merge_that_travels_with_late_work_is_made_again(ended: bool) -> None:
-    story = Story(begun(facts("reduce", "reduce", deadlines=(DUE, LATER))))
-    story.tell(SlotsChanged(1), listing(*[5] * 12))
-    for _ in range(2):
-        story.finish(ChunkJob, tally=Tally(1, 0, 0, 0.001))
-    story.tell(Rang(0, 0))
-    story.finish(ChunkJob, tally=Tally(1, 0, 0, 0.001))
-    (both,) = story.flying()
-    assert [type(job) for job in both.jobs] == [MergeJob, ChunkJob]
-    story.tell(Rang(0, 1))
-    story.tell(Rang(0, REST) if ended else back(both, None, None))
-    assert story.come_to_an_end().status == "succeeded"
-    assert story.stage.root(0)
-
-
 # --- going on with it --------------------------------------------------------------------------------------------------
 
 
@@ -453,12 +437,12 @@ def test_a_run_that_is_resumed_after_the_merge_goes_on_behind_it() -> None:
 def test_a_run_that_is_resumed_before_its_deadline_gets_all_of_its_time_again() -> None:
     story = two_chunks(facts())
     story.finish(ChunkJob)
-    assert only(Ring, story.again().asked) == [Ring(0, 0, DUE)]
+    assert only(Ring, story.again().asked) == [Ring((0, 0), DUE)]
 
 
 def test_a_redrive_forgets_the_early_value_and_all_that_rests_on_it_and_nothing_else() -> None:
     story = one_is_late(facts())
-    story.tell(Rang(0, REST))
+    story.tell(Rang((0, REST)))
     story.come_to_an_end()
     state = fold([*story.history, Redriven(((0, 0),))])
     (stage,) = state.stages
@@ -469,7 +453,7 @@ def test_a_redrive_forgets_the_early_value_and_all_that_rests_on_it_and_nothing_
 
 def test_a_redrive_waits_for_all_however_late() -> None:
     story = one_is_late(facts())
-    story.tell(Rang(0, REST))
+    story.tell(Rang((0, REST)))
     story.come_to_an_end()
     again = story.again(Redriven(((0, 0),)))
     assert only(Ring, again.asked) == []
@@ -484,9 +468,9 @@ def test_a_deadline_that_rests_on_another_is_not_cut_when_it_is_made_again() -> 
     story = Story([RunStarted("f", "", (first, second), 16, targets=((1, 0),))])
     story.tell(SlotsChanged(4), listing(5, 5))
     story.finish(ChunkJob)
-    story.tell(Rang(0, 0), Rang(0, REST))
+    story.tell(Rang((0, 0)), Rang((0, REST)))
     story.finish(MergeJob)
-    story.tell(listing(5, 5, stage=1), Rang(1, 0), Rang(1, REST))
+    story.tell(listing(5, 5, stage=1), Rang((1, 0)), Rang((1, REST)))
     story.come_to_an_end()
     assert kinds(story.history)[Cut] == 2
     again = story.again(Redriven(((0, 0), (1, 0))))
@@ -565,7 +549,7 @@ class World:
         awake = [submit for attempt, submit in flying.items() if attempt not in self.asleep]
         if self.alarms and (not awake or (not self.calm and self.chance.random() < 0.1)):
             ring = self.alarms.pop(0)
-            return Rang(ring.stage, ring.output)
+            return Rang(ring.bell)
         submit = awake[0] if self.calm else self.chance.choice(awake)
         if not self.calm and self.chance.random() < 0.05:
             return BatchLost(submit.attempt, "bad luck")

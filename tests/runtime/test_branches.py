@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import parflow as pf
-from parflow.core.history import Decided, decode
+from parflow.core.entries import Decided, decode
 from parflow.errors import CallFailedError, GraphError, TooManyFailuresError, UsageError
 from parflow.storage.journal import Journal
 

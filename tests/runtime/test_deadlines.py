@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import parflow as pf
-from parflow.core.history import BarrierOpened, Called, Cut, Entry, PieceEnded, Redriven, decode
+from parflow.core.entries import BarrierOpened, Called, Cut, Entry, PieceEnded, Redriven, decode
 from parflow.errors import InputsChangedError, OutputError, ResumeError, UsageError
 from parflow.storage.journal import Journal
 

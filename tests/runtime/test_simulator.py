@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -17,6 +18,7 @@ from parflow.core.coordinator import Coordinator
 from parflow.core.dataflow import Dataflow
 from parflow.core.growth import renumbered
 from parflow.core.history import RunState
+from parflow.core.lanes import Lanes
 from parflow.core.signals import BatchReturned, Instruction, Stimulus, Submit
 from parflow.model import Address, Cursor, GraphFacts, Growth, Piece, Receipt
 from parflow.runtime.simulator import (
@@ -225,8 +227,8 @@ def test_the_part_before_a_crash_that_is_forgotten_is_caught(
 ) -> None:
     whole = pieces.around
 
-    def without_the_part_before(piece: Piece, at: Cursor, *, alone: bool) -> tuple[Piece, ...]:
-        return tuple(part for part in whole(piece, at, alone=alone) if part.first >= at.ordinal)
+    def without_the_part_before(piece: Piece, at: Cursor, **how: Any) -> tuple[Piece, ...]:
+        return tuple(part for part in whole(piece, at, **how) if part.first >= at.ordinal)
 
     monkeypatch.setattr(core, "around", without_the_part_before)
     assert "a piece's records end once or are in the rest once" in caught(capsys)
@@ -238,14 +240,14 @@ def test_a_lost_batch_that_is_forgotten_is_caught(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_window_that_is_too_wide_is_caught(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    fill = Coordinator._fill
+    fill = Lanes.fill
 
-    def wide(self: Coordinator) -> None:
+    def wide(self: Lanes) -> Iterator[Submit]:
         self.window += 1
-        fill(self)
+        yield from fill(self)
         self.window -= 1
 
-    monkeypatch.setattr(Coordinator, "_fill", wide)
+    monkeypatch.setattr(Lanes, "fill", wide)
     assert "the window is kept" in caught(capsys)
 
 

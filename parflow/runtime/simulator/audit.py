@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
 from parflow.core.coordinator import Coordinator
-from parflow.core.history import (
+from parflow.core.entries import (
     BarrierOpened,
     Called,
     ChunksListed,
@@ -19,10 +19,10 @@ from parflow.core.history import (
     PieceEnded,
     Published,
     RunEnded,
-    RunState,
     decode,
     encode,
 )
+from parflow.core.history import RunState
 from parflow.core.signals import (
     Append,
     BatchLost,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from parflow.core.history import Called, Decided, Grown, RunState
+from parflow.core.entries import Called, Decided, Grown
+from parflow.core.history import RunState
 from parflow.core.signals import Submit
 from parflow.model import Address, CallJob, Failure, Job, Receipt
 from parflow.runtime.simulator.rules import must

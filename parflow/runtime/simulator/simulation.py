@@ -12,7 +12,8 @@ from functools import partial
 
 from parflow.core.bindings import bind
 from parflow.core.coordinator import Coordinator
-from parflow.core.history import ChunksListed, Grown, Owned, Published, RunStarted, RunState, decode, encode, fold
+from parflow.core.entries import ChunksListed, Grown, Owned, Published, RunStarted, decode, encode
+from parflow.core.history import RunState, fold
 from parflow.core.signals import (
     Append,
     BatchLost,

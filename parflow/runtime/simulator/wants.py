@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from parflow.core.history import CallState, RunState
+from parflow.core.history import RunState
+from parflow.core.state import CallState
 from parflow.model import Address
 
 Key = tuple[int | str, ...]
