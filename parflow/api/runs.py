@@ -126,7 +126,7 @@ class Run:
                 row = journal.find(self.run_id, STATUS_KINDS)
                 state = fold(decode(entry.kind, entry.body) for entry in journal.read(row.run_id))
                 find_code(row)
-                self._loaded = state, open_store(row.note["store"])
+                self._loaded = state, open_store(row.note["store"], create=False)
             finally:
                 journal.close()
         return self._loaded
@@ -135,7 +135,8 @@ class Run:
     def status(self) -> str:
         """``running``, ``succeeded``, ``failed`` or ``stopped``; ``lost`` when its process ended without a word."""
         if self._executor is not None:
-            return self.state.status
+            unended = self._over.is_set() and self.state.ended is None  # the journal didn't take its end
+            return "lost" if unended else self.state.status
         return status_of(find_run(self.run_id, self.home))
 
     def result(self) -> Any:

@@ -36,6 +36,7 @@ from parflow.model import (
 from parflow.runtime.marker import CLOSING, DECODING, HELD, OFFSET, ORDINAL, PART, READING, STEP, STOP, Marker, Place, put, take
 from parflow.runtime.places import Places
 from parflow.runtime.steps import Batches, Door, Fail, Keeps, door, fan_out, plain
+from parflow.storage.disk import unwritable
 
 PREVIEW = 200
 TRACEBACKS = 100
@@ -225,6 +226,7 @@ class _Writing:
 
     def __init__(self, output: Output, number: int, index: int, context: Context, letters: DeadLetters) -> None:
         self.index = index
+        self.name = output.name
         marker = context.marker
 
         def late(place: Place, record: Any, error: BaseException) -> None:
@@ -239,7 +241,7 @@ class _Writing:
             try:
                 write(record, take(marker))
             except OSError as error:  # the disk, not the record
-                raise Broken(output.name, error) from error
+                raise self._broken(error) from error
             except (Exception, SystemExit) as error:  # noqa: BLE001
                 letters.add(number, error, record)
 
@@ -248,18 +250,24 @@ class _Writing:
             try:
                 self.writer.write_table(rows, places)
             except OSError as error:
-                raise Broken(output.name, error) from error
+                raise self._broken(error) from error
             except MemoryError as error:
                 letters.add(number, error, None)
 
         self.door = door(marker, push, table=push_table if hasattr(self.writer, "write_table") else None)
 
     def close(self) -> tuple[Ref | None, SinkFile | None]:
-        done = self.writer.close()
+        try:
+            done = self.writer.close()
+        except OSError as error:
+            raise self._broken(error) from error
         return None, SinkFile(self.index, *done) if done else None
 
     def abort(self) -> None:
         self.writer.abort()
+
+    def _broken(self, error: OSError) -> Broken:
+        return Broken(self.name, unwritable(self.writer.path, error))
 
 
 def keep_bytes(data: bytes, context: Context) -> Ref:

@@ -8,6 +8,7 @@ batch goes on in the next child, a few milliseconds later.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import mmap
 import os
@@ -17,7 +18,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from array import array
@@ -130,10 +130,8 @@ class Child:
         self.sock, theirs = socket.socketpair()
         shared = os.memfd_create("parflow-marker")
         os.ftruncate(shared, MARKER_BYTES)
-        name = tempfile.mkstemp(prefix="parflow-child-")
-        os.close(name[0])
-        self.log = os.open(name[1], os.O_RDWR | os.O_APPEND)
-        os.unlink(name[1])
+        self.log = os.memfd_create("parflow-log")  # no file: on a full disk a print would be what fails
+        fcntl.fcntl(self.log, fcntl.F_SETFL, os.O_APPEND)
         self.marker = memoryview(mmap.mmap(shared, MARKER_BYTES)).cast("Q")
         try:
             self.pid = server.ask({"do": "fork", "memory": memory}, (theirs.fileno(), shared, self.log))

@@ -24,6 +24,7 @@ from parflow.core.reducers import concat
 from parflow.model import Chunk, ChunkJob, Piece, Receipt
 from parflow.nodes import ReduceNode, SourceNode, StepNode, Task
 from parflow.runtime.code import pack
+from parflow.runtime.program import keep_code
 from parflow.runtime.sandbox import Sandbox
 from parflow.runtime.worker import Batch
 from parflow.storage.sources.items import ItemsSource
@@ -56,7 +57,7 @@ def batch(
     source = ItemsSource(range(10), chunk_records=10)
     (chunk,) = source.chunks(store)
     stage = stage_of(function, source, timeout)
-    code = store.put("code/stage.pkl", pack(stage))
+    code = keep_code(store, pack(stage))
     jobs = tuple(ChunkJob(0, piece, chunk) for piece in pieces)
     labels = tuple(stage.label(number) for number in range(3))
     return Batch("run", "1.1", 0, jobs, store.url, code, labels, stage.timeouts(None), **more)
