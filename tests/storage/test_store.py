@@ -68,9 +68,7 @@ def test_a_range_of_a_large_object_is_read_whole(store: Store) -> None:
 @pytest.mark.parametrize(("start", "stop", "has"), [(0, 7, 6), (4, 8, 2), (5, 1000, 1), (6, 7, 0), (100, 200, 0)])
 def test_a_range_past_the_end_is_refused_and_never_cut(store: Store, start: int, stop: int, has: int) -> None:
     store.put("a", b"123456")
-    with pytest.raises(
-        StoreError, match=rf"'a' of the store '{store.url}' .* it is shorter.*{start} to {stop} it has {has}"
-    ):
+    with pytest.raises(StoreError, match=rf"'a' of the store '{store.url}' .* it is shorter.*{start} to {stop} it has {has}"):
         store.get_range("a", start, stop)
 
 
