@@ -109,6 +109,12 @@ def tally(source: str) -> Any:
 
 
 @pf.workflow
+def talkative() -> Any:
+    """Print a page for each of a hundred records."""
+    return pf.items(range(100)).map(lambda number: print(f"{number}\n" * 1000)).reduce(pf.count())
+
+
+@pf.workflow
 def odd() -> Any:
     """Give a result that JSON hardly has."""
     things = {("a", 1): 1, "big": 2**80, "broken \udcff": (1, 2), None: None}

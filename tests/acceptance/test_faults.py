@@ -198,6 +198,14 @@ def test_a_full_disk_of_the_journal_ends_the_process_and_all_that_was_decided_be
     pages.spared(committed, ran)
 
 
+def test_a_full_folder_for_temporary_files_costs_no_record_that_prints(disk: Disk, shell: Shell) -> None:
+    (disk.seen / "tmp").mkdir()
+    shell.env["TMPDIR"] = str(disk.folder / "tmp")
+    disk.fill(room=0)
+    assert shell.json(*shell.flow("talkative"))["result"] == 100
+    assert shell.json("failures") == []
+
+
 def entries(shell: Shell) -> list[tuple[int, str, bytes]]:
     """Return all that the journal has."""
     with closing(sqlite3.connect(f"file:{shell.home}/journal.sqlite?mode=ro", uri=True)) as db:
