@@ -109,9 +109,16 @@ def tally(source: str) -> Any:
 
 
 @pf.workflow
-def talkative() -> Any:
-    """Print a page for each of a hundred records."""
-    return pf.items(range(100)).map(lambda number: print(f"{number}\n" * 1000)).reduce(pf.count())
+def talkative(log: str, gate: str) -> Any:
+    """Print a page for each of a hundred records, once the gate is open."""
+
+    def say(number: int) -> None:
+        note(log, "run")
+        while not os.path.exists(gate):
+            time.sleep(0.005)
+        print(f"{number}\n" * 1000)
+
+    return pf.items(range(100)).map(say).reduce(pf.count())
 
 
 @pf.workflow

@@ -198,11 +198,14 @@ def test_a_full_disk_of_the_journal_ends_the_process_and_all_that_was_decided_be
     pages.spared(committed, ran)
 
 
-def test_a_full_folder_for_temporary_files_costs_no_record_that_prints(disk: Disk, shell: Shell) -> None:
+def test_a_full_folder_for_temporary_files_costs_no_record_that_prints(disk: Disk, shell: Shell, tmp_path: Path) -> None:
     (disk.seen / "tmp").mkdir()
     shell.env["TMPDIR"] = str(disk.folder / "tmp")
+    started = shell.start(*shell.flow("talkative", "--log", shell.log, "--gate", tmp_path / "gate"), "--json")
+    until(shell.ran, "the first record")
     disk.fill(room=0)
-    assert shell.json(*shell.flow("talkative"))["result"] == 100
+    (tmp_path / "gate").touch()
+    assert started.wait().json["result"] == 100
     assert shell.json("failures") == []
 
 
