@@ -18,7 +18,7 @@ from parflow.core import segments
 from parflow.core.forms import Batched, is_async
 from parflow.core.plan import Output, Stage, Step
 from parflow.core.reducers import Reducer
-from parflow.errors import CodeError, RecordMemoryError, StoreError
+from parflow.errors import CodeError, RecordMemoryError, RecordTimeoutError, StoreError
 from parflow.model import (
     Cause,
     Chunk,
@@ -134,6 +134,8 @@ class DeadLetters:
         if isinstance(error, MemoryError):
             raise OutOfMemory from error
         trace = trace_of(error) if cause == "exception" and len(self.items) < TRACEBACKS else ""
+        if isinstance(error, RecordTimeoutError):  # raised within the call, so the trace says where it was
+            cause = "timeout"
         self.items.append(self.describe(step, error, cause, trace, record, at or self.in_hand()))
 
     def describe(self, step: int, error: BaseException, cause: Cause, trace: str, record: Any, at: Cursor) -> Failure:
@@ -343,7 +345,7 @@ def _step(
 
         flights = Flights(step, number, marker, fail, onward, timeout)
         return flights.door, flights
-    return plain(step, number, marker, fail, onward, timeout is not None), None
+    return plain(step, number, marker, fail, onward, timeout), None
 
 
 def _read_tables(

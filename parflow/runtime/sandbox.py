@@ -27,7 +27,22 @@ from typing import Any
 from parflow.errors import ParflowError, RecordCrashedError, RecordMemoryError, RecordTimeoutError
 from parflow.model import ChunkJob, Cursor, Receipt, Tally
 from parflow.runtime.child import MARKER_BYTES, START, receive, send
-from parflow.runtime.marker import CALL, CLOSING, HELD, JOB, OFFSET, ORDINAL, PART, READING, STEP, STOP, WORDS
+from parflow.runtime.marker import (
+    ARMED,
+    CALL,
+    CLOSING,
+    GUESS,
+    HELD,
+    JOB,
+    LATE,
+    OFFSET,
+    ORDINAL,
+    PART,
+    READING,
+    STEP,
+    STOP,
+    WORDS,
+)
 from parflow.runtime.pipeline import describe
 from parflow.runtime.worker import Batch, Opened, run_jobs
 
@@ -35,6 +50,8 @@ POLL, WATCHFUL_POLL = 0.25, 0.05
 """Seconds between two looks at a child: at its clock and output; and at its memory or calls, when those have limits."""
 LOG_BYTES = 4 << 20
 """What a child may print before the beginning is thrown away (bytes)."""
+NOTICE_SECONDS = 0.25
+"""What a call that is told that it takes too long may take to notice, before its child is killed."""
 LEAVE_SECONDS = 2.0
 """What idle children may take, all together, to close what their class tasks opened; and a cancelled one to clean up."""
 
@@ -337,7 +354,7 @@ class Sandbox:
         job = batch.jobs[first]
         child = self._take(batch.memory, fresh=job.alone)
         child.used = True
-        child.marker[JOB], child.marker[STOP], child.marker[CALL] = 0, 0, 0
+        child.marker[JOB], child.marker[STOP], child.marker[CALL], child.marker[LATE] = 0, 0, 0, 0
         self._watchable(batch, child.marker, child)
         death: tuple[str, ParflowError] | None
         try:
@@ -394,7 +411,13 @@ class Sandbox:
                 if hand != seen:
                     seen, since = hand, now
                 elif limit and now - since > limit:
-                    return ("timeout", RecordTimeoutError(limit))
+                    certain = marker[ARMED] and not marker[HELD] & GUESS
+                    if not certain or now - since > limit + NOTICE_SECONDS:
+                        return ("timeout", RecordTimeoutError(limit))
+                    if marker[LATE] != hand[2]:  # what the child made so far is kept when the call notices
+                        marker[LATE] = hand[2]
+                        with contextlib.suppress(ProcessLookupError):  # it has ended, which shows next
+                            os.kill(child.pid, signal.SIGUSR1)
             if batch.memory and child.resident() - base > batch.memory:
                 return ("memory", RecordMemoryError())
             child.trim()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import itertools
 import os
 import re
 import signal
@@ -90,8 +92,34 @@ def segfaults(x: int) -> int:
 
 
 def holds_the_gil(x: int) -> int:
-    if x == 7:  # a regular expression that backtracks for ever, in C, without letting go of the GIL
+    if x == 7:  # counts for ever, in C, without letting go of the GIL
+        sum(itertools.repeat(0))
+    return x
+
+
+def catches_everything(x: int) -> int:
+    while x == 7:
+        with contextlib.suppress(BaseException):
+            time.sleep(60)
+    return x
+
+
+def sleeps(x: int) -> int:
+    if x == 7:
+        time.sleep(60)
+    return x
+
+
+def backtracks(x: int) -> int:
+    if x == 7:
         re.match(r"(a+)+$", "a" * 64 + "b")
+    return x
+
+
+def tries_again_and_again(x: int) -> int:
+    while x == 7:
+        with contextlib.suppress(Exception):
+            raise ValueError
     return x
 
 
@@ -144,11 +172,12 @@ def test_a_chunk_runs_in_a_child_and_its_partial_result_comes_back(run: Callable
         (exits, {}, "crash", "exit code 3"),
         (segfaults, {}, "crash", "SIGSEGV"),
         (holds_the_gil, {"timeout": 0.5}, "timeout", "0.5 s"),
+        (catches_everything, {"timeout": 0.5}, "timeout", "0.5 s"),
         (allocates, {"memory": 512 << 20}, "memory", "memory"),
         (touches_slowly, {"memory": 256 << 20}, "memory", "memory"),
         (closes_its_pipe, {}, "crash", "closed its connection"),
     ],
-    ids=["os._exit", "segfault", "endless regex", "2 GiB under 512 MiB", "slow growth", "closed pipe"],
+    ids=["os._exit", "segfault", "endless sum", "catches everything", "2 GiB under 512 MiB", "slow growth", "closed pipe"],
 )
 def test_a_record_that_ends_its_child_is_named_and_the_next_job_runs_in_a_fresh_one(
     sandbox: Sandbox, tmp_path: Path, function: Callable[[int], int], options: dict[str, Any], cause: str, words: str
@@ -162,6 +191,20 @@ def test_a_record_that_ends_its_child_is_named_and_the_next_job_runs_in_a_fresh_
     assert words in died.failure.message
     assert done is not None
     assert (done.status, chunk_of(done)) == ("done", list(range(7)))
+
+
+@pytest.mark.parametrize("function", [sleeps, backtracks, tries_again_and_again])
+def test_a_call_that_takes_too_long_is_interrupted_and_its_child_keeps_what_it_has_made(
+    run: Callable[..., Receipt], function: Callable[[int], int]
+) -> None:
+    receipt = run(lambda x: (function(x), os.getpid()), timeout=0.3)
+    assert receipt.status == "done"
+    assert [x for x, _ in chunk_of(receipt)] == [0, 1, 2, 3, 4, 5, 6, 8, 9]
+    assert len({pid for _, pid in chunk_of(receipt)}) == 1
+    assert receipt.failure is not None
+    assert (receipt.failure.cause, receipt.failure.error, receipt.failure.ordinal) == ("timeout", "RecordTimeoutError", 7)
+    assert receipt.failure.message == "took longer than its timeout of 0.3 s"
+    assert f"in {function.__name__}" in receipt.failure.traceback
 
 
 def test_a_crash_brings_the_interpreters_own_last_words(run: Callable[..., Receipt]) -> None:
