@@ -113,10 +113,15 @@ def trace_of(error: BaseException) -> str:
 
 
 class DeadLetters:
-    """The records of one piece that failed."""
+    """The records of one piece that failed.
+
+    After a ``late`` one the piece ends: what was waited for is committed, lest a later record that ends the child makes it wait
+    again, and who has nothing to do takes the rest.
+    """
 
     def __init__(self, stage: Stage, chunk: Chunk, marker: Marker) -> None:
         self.items: list[Failure] = []
+        self.late = False
         self.stage = stage
         self.chunk = chunk
         self.marker = marker
@@ -135,7 +140,7 @@ class DeadLetters:
             raise OutOfMemory from error
         trace = trace_of(error) if cause == "exception" and len(self.items) < TRACEBACKS else ""
         if isinstance(error, RecordTimeoutError):  # raised within the call, so the trace says where it was
-            cause = "timeout"
+            cause, self.late = "timeout", True
         self.items.append(self.describe(step, error, cause, trace, record, at or self.in_hand()))
 
     def describe(self, step: int, error: BaseException, cause: Cause, trace: str, record: Any, at: Cursor) -> Failure:
@@ -403,7 +408,7 @@ def _read(stage: Stage, chunk: Chunk, piece: Piece, context: Context, letters: D
                 if ordinal < first:
                     ordinal += 1
                     continue
-                if marker[STOP] and ordinal > first:  # however far the way to its first record, a piece gets on
+                if (marker[STOP] or letters.late) and ordinal > first:  # however far its first record is, a piece gets on
                     return True, Cursor(ordinal, number, offset)
                 marker[OFFSET] = offset
                 if decode is None:

@@ -195,12 +195,18 @@ def test_a_record_that_ends_its_child_is_named_and_the_next_job_runs_in_a_fresh_
 
 @pytest.mark.parametrize("function", [sleeps, backtracks, tries_again_and_again])
 def test_a_call_that_takes_too_long_is_interrupted_and_its_child_keeps_what_it_has_made(
-    run: Callable[..., Receipt], function: Callable[[int], int]
+    sandbox: Sandbox, tmp_path: Path, function: Callable[[int], int]
 ) -> None:
-    receipt = run(lambda x: (function(x), os.getpid()), timeout=0.3)
-    assert receipt.status == "done"
-    assert [x for x, _ in chunk_of(receipt)] == [0, 1, 2, 3, 4, 5, 6, 8, 9]
-    assert len({pid for _, pid in chunk_of(receipt)}) == 1
+    pieces = [Piece(0), Piece(0, skip=8)]
+    receipt, rest = sandbox.run(batch(tmp_path, lambda x: (function(x), os.getpid()), pieces, timeout=0.3), "slot")
+    assert receipt is not None
+    assert rest is not None
+    assert (receipt.status, receipt.tally.records, receipt.tally.failed) == ("stopped", 8, 1)
+    assert receipt.cursor is not None
+    assert receipt.cursor.ordinal == 8  # what was waited for is committed, and the rest is for whoever has nothing to do
+    records = chunk_of(receipt) + chunk_of(rest)
+    assert [x for x, _ in records] == [0, 1, 2, 3, 4, 5, 6, 8, 9]
+    assert len({pid for _, pid in records}) == 1
     assert receipt.failure is not None
     assert (receipt.failure.cause, receipt.failure.error, receipt.failure.ordinal) == ("timeout", "RecordTimeoutError", 7)
     assert receipt.failure.message == "took longer than its timeout of 0.3 s"
