@@ -139,9 +139,7 @@ class DeadLetters:
         if isinstance(error, MemoryError):
             raise OutOfMemory from error
         trace = trace_of(error) if cause == "exception" and len(self.items) < TRACEBACKS else ""
-        if cause == "exception" and isinstance(
-            error, RecordTimeoutError
-        ):  # raised within the call, so the trace says where it was
+        if cause == "exception" and isinstance(error, RecordTimeoutError):  # the trace says where it was
             cause, self.late = "timeout", True
         self.items.append(self.describe(step, error, cause, trace, record, at or self.in_hand()))
 
