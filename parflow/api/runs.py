@@ -100,7 +100,8 @@ class Run:
         self._over = threading.Event()  # not the thread's join: a Ctrl-C in it makes Python take the thread for ended
         if executor is None:
             self._over.set()
-        self._loaded: tuple[RunState, Store] | None = None
+        self._loaded: RunState | None = None
+        self._store: Store | None = None
         self._error: BaseException | None = None
 
     def __repr__(self) -> str:
@@ -113,21 +114,24 @@ class Run:
         """The run's state: live, or folded from the journal."""
         if self._executor is not None:
             return self._executor.state
-        return self._load()[0]
+        return self._load()
 
     @property
     def store(self) -> Store:
         """Where its results are."""
-        return self._executor.store if self._executor is not None else self._load()[1]
+        if self._executor is not None:
+            return self._executor.store
+        if self._store is None:  # it's opened when it's needed: how a run stands is told although its store is gone
+            self._store = open_store(find_run(self.run_id, self.home).note["store"], create=False)
+        return self._store
 
-    def _load(self) -> tuple[RunState, Store]:
+    def _load(self) -> RunState:
         if self._loaded is None:
             journal = open_home(self.home)
             try:
                 row = journal.find(self.run_id, STATUS_KINDS)
-                state = fold(decode(entry.kind, entry.body) for entry in journal.read(row.run_id))
+                self._loaded = fold(decode(entry.kind, entry.body) for entry in journal.read(row.run_id))
                 find_code(row)
-                self._loaded = state, open_store(row.note["store"])
             finally:
                 journal.close()
         return self._loaded
@@ -136,7 +140,8 @@ class Run:
     def status(self) -> str:
         """``running``, ``succeeded``, ``failed`` or ``stopped``; ``lost`` when its process ended without a word."""
         if self._executor is not None:
-            return self.state.status
+            unended = self._over.is_set() and self.state.ended is None  # the journal didn't take its end
+            return "lost" if unended else self.state.status
         return status_of(find_run(self.run_id, self.home))
 
     def result(self) -> Any:

@@ -237,7 +237,7 @@ def _go_on(
         state = begun(journal, run_id)
         assert state.owned is not None
         assert state.started is not None
-        place = open_store(row.note["store"])
+        place = open_store(row.note["store"], create=False)
         find_code(row)
         new = entries(state)
         program = Program(fetch(place, state.started.plan, given.plan))

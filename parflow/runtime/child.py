@@ -24,7 +24,7 @@ import sys
 from typing import Any, NoReturn
 
 from parflow.errors import Cancelled
-from parflow.runtime.marker import WORDS
+from parflow.runtime.marker import WORDS, late
 
 HEADER = struct.Struct("<Q")
 MARKER_BYTES = 8 * WORDS
@@ -191,6 +191,7 @@ def _run(sock: socket.socket, marker: Any) -> NoReturn:
 
     opened = Opened()
     signal.signal(signal.SIGTERM, _cancelled)
+    signal.signal(signal.SIGUSR1, lambda *_: late(marker))
     try:
         while (message := receive(sock)) is not None:
             batch, first = pickle.loads(message)

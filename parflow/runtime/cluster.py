@@ -102,7 +102,7 @@ def versions() -> dict[str, str]:
 def _inspect(url: str, key: str) -> tuple[dict[str, str], str]:
     """Look, on a worker, at its versions and at an object of the driver's store."""
     try:
-        open_store(url).get(key)
+        open_store(url, create=False).get(key)
     except (ParflowError, OSError) as error:
         return versions(), str(error) or type(error).__name__
     return versions(), ""
@@ -230,12 +230,13 @@ class Hands:
             self.release()
 
 
-_SETTINGS = {
+_SETTINGS: dict[str, Any] = {
     "distributed.scheduler.worker-saturation": float("inf"),  # the window is the coordinator's
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
     "distributed.scheduler.work-stealing": False,
+    "distributed.scheduler.worker-ttl": None,  # its one worker is in this process: when the clock jumps it is not lost
     "distributed.worker.profile.enabled": False,  # samples the worker thread a hundred times a second
     "distributed.admin.tick.interval": "1s",  # nobody looks at how late its event loops are
     "distributed.admin.tick.limit": "30s",

@@ -275,7 +275,12 @@ class Executor:
 
     def _submit(self, submit: Submit) -> None:
         assert self.hands is not None
-        batch = self._calls(submit) if submit.unit < 0 else self._chunks(submit)
+        try:
+            batch = self._calls(submit) if submit.unit < 0 else self._chunks(submit)
+        except ParflowError as error:  # the store doesn't take what the jobs need
+            self.broke(error)
+            self.inbox.put(BatchLost(submit.attempt, str(error)))
+            return
         self.hands.submit(batch, lambda attempt, outcome: self._settled(attempt, submit.jobs, outcome))
 
     def _chunks(self, submit: Submit) -> Batch:

@@ -18,7 +18,7 @@ from parflow.core import segments
 from parflow.core.forms import Batched, is_async
 from parflow.core.plan import Output, Stage, Step
 from parflow.core.reducers import Reducer
-from parflow.errors import CodeError, RecordMemoryError, StoreError
+from parflow.errors import CodeError, RecordMemoryError, RecordTimeoutError, StoreError
 from parflow.model import (
     Cause,
     Chunk,
@@ -38,6 +38,7 @@ from parflow.runtime.attempts import TERMS, Attempts, Terms, Unproven, Watch, po
 from parflow.runtime.marker import CLOSING, DECODING, HELD, OFFSET, ORDINAL, PART, READING, STEP, STOP, Marker, Place, put, take
 from parflow.runtime.places import Places
 from parflow.runtime.steps import Batches, Door, Fail, Keeps, door, fan_out, plain
+from parflow.storage.disk import unwritable
 
 PREVIEW = 200
 TRACEBACKS = 100
@@ -115,11 +116,16 @@ def trace_of(error: BaseException) -> str:
 
 
 class DeadLetters:
-    """The records of one piece that failed."""
+    """The records of one piece that failed.
+
+    After a ``late`` one the piece ends: what was waited for is committed, lest a later record that ends the child makes it wait
+    again, and who has nothing to do takes the rest.
+    """
 
     def __init__(self, stage: Stage, chunk: Chunk, marker: Marker) -> None:
         self.items: list[Failure] = []
         self.watch = Watch()
+        self.late = False
         self.stage = stage
         self.chunk = chunk
         self.marker = marker
@@ -138,6 +144,8 @@ class DeadLetters:
             raise OutOfMemory from error
         trace = trace_of(error) if cause == "exception" and len(self.items) < TRACEBACKS else ""
         self.watch.count(self.stage.label(step), Counts(failed=1))
+        if cause == "exception" and isinstance(error, RecordTimeoutError):  # the trace says where it was
+            cause, self.late = "timeout", True
         self.items.append(self.describe(step, error, cause, trace, record, at or self.in_hand()))
 
     def describe(self, step: int, error: BaseException, cause: Cause, trace: str, record: Any, at: Cursor) -> Failure:
@@ -233,6 +241,7 @@ class _Writing:
 
     def __init__(self, output: Output, number: int, index: int, context: Context, letters: DeadLetters) -> None:
         self.index = index
+        self.name = output.name
         marker = context.marker
 
         def late(place: Place, record: Any, error: BaseException) -> None:
@@ -247,7 +256,7 @@ class _Writing:
             try:
                 write(record, take(marker))
             except OSError as error:  # the disk, not the record
-                raise Broken(output.name, error) from error
+                raise self._broken(error) from error
             except (Exception, SystemExit) as error:  # noqa: BLE001
                 letters.add(number, error, record)
 
@@ -256,18 +265,24 @@ class _Writing:
             try:
                 self.writer.write_table(rows, places)
             except OSError as error:
-                raise Broken(output.name, error) from error
+                raise self._broken(error) from error
             except MemoryError as error:
                 letters.add(number, error, None)
 
         self.door = door(marker, push, table=push_table if hasattr(self.writer, "write_table") else None)
 
     def close(self) -> tuple[Ref | None, SinkFile | None]:
-        done = self.writer.close()
+        try:
+            done = self.writer.close()
+        except OSError as error:
+            raise self._broken(error) from error
         return None, SinkFile(self.index, *done) if done else None
 
     def abort(self) -> None:
         self.writer.abort()
+
+    def _broken(self, error: OSError) -> Broken:
+        return Broken(self.name, unwritable(self.writer.path, error))
 
 
 def keep_bytes(data: bytes, context: Context) -> Ref:
@@ -347,7 +362,7 @@ def _step(
 
         flights = Flights(step, number, marker, fail, onward, timeout, attempts)
         return flights.door, flights
-    return plain(step, number, marker, fail, onward, timeout is not None, attempts), None
+    return plain(step, number, marker, fail, onward, timeout, attempts), None
 
 
 def _read_tables(
@@ -405,7 +420,7 @@ def _read(stage: Stage, chunk: Chunk, piece: Piece, context: Context, letters: D
                 if ordinal < first:
                     ordinal += 1
                     continue
-                if marker[STOP] and ordinal > first:  # however far the way to its first record, a piece gets on
+                if (marker[STOP] or letters.late) and ordinal > first:  # however far its first record is, a piece gets on
                     return True, Cursor(ordinal, number, offset)
                 marker[OFFSET] = offset
                 if decode is None:

@@ -8,8 +8,10 @@ from typing import Any
 
 from parflow.core.plan import Call, Plan, Stage
 from parflow.core.rules import NO_OVERRIDES, Overrides, Rules, rules_of
+from parflow.errors import StoreError
 from parflow.model import Growth, digest
 from parflow.nodes import Task
+from parflow.storage.store import damaged
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,28 +34,47 @@ def keep(store: Any, plan: Plan, shape: Any = None) -> Kept:
     """
     from parflow.runtime.code import dumps, pack, pack_task, refused_arguments
 
-    stages = tuple(_put(store, pack(stage)) for stage in plan.stages)
-    tasks = tuple(_put(store, pack_task(task)) for task in plan.tasks)
+    stages = tuple(keep_code(store, pack(stage)) for stage in plan.stages)
+    tasks = tuple(keep_code(store, pack_task(task)) for task in plan.tasks)
     try:
         whole = dumps((plan, stages, tasks, shape))
     except Exception as error:
         raise refused_arguments(plan, error) from error
-    return Kept(_put(store, whole), plan, stages, tasks)
+    return Kept(keep_code(store, whole), plan, stages, tasks)
 
 
 def fetch(store: Any, key: str, plan: Plan | None = None) -> Kept:
     """Open a plan that was kept; the same ``plan`` at hand has what a pickle leaves out, such as the items of an iterable."""
-    kept, stages, tasks, _ = pickle.loads(store.get(key))
+    kept, stages, tasks, _ = pickle.loads(read_code(store, key))
     return Kept(key, plan or kept, stages, tasks)
 
 
-def _put(store: Any, data: bytes) -> str:
-    return str(store.put(f"code/{digest(data)}.pkl", data))
+def keep_code(store: Any, data: bytes) -> str:
+    """Keep pickled code, and return its key."""
+    return str(store.put(_name(data), data))
+
+
+def read_code(store: Any, key: str) -> bytes:
+    """Return pickled code, which is kept under its digest: a damaged constant would give wrong results silently.
+
+    Raises
+    ------
+    StoreError
+        When it is not what was kept.
+    """
+    data: bytes = store.get(key)
+    if key != _name(data):
+        raise StoreError(damaged(store.url, key, f"the digest of its {len(data):,} bytes is another one"))
+    return data
+
+
+def _name(data: bytes) -> str:
+    return f"code/{digest(data)}.pkl"
 
 
 def open_plan(store: Any, key: str) -> tuple[Plan, Any]:
     """Return a plan that was kept, and the shape of its results."""
-    plan, _, _, shape = pickle.loads(store.get(key))
+    plan, _, _, shape = pickle.loads(read_code(store, key))
     return plan, shape
 
 

@@ -8,6 +8,7 @@ batch goes on in the next child, a few milliseconds later.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import mmap
 import os
@@ -17,7 +18,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from array import array
@@ -27,7 +27,22 @@ from typing import Any
 from parflow.errors import ParflowError, RecordCrashedError, RecordMemoryError, RecordTimeoutError
 from parflow.model import ChunkJob, Cursor, Receipt, Tally
 from parflow.runtime.child import MARKER_BYTES, START, receive, send
-from parflow.runtime.marker import CALL, CLOSING, HELD, JOB, OFFSET, ORDINAL, PART, READING, STEP, STOP, WORDS
+from parflow.runtime.marker import (
+    ARMED,
+    CALL,
+    CLOSING,
+    GUESS,
+    HELD,
+    JOB,
+    LATE,
+    OFFSET,
+    ORDINAL,
+    PART,
+    READING,
+    STEP,
+    STOP,
+    WORDS,
+)
 from parflow.runtime.pipeline import describe
 from parflow.runtime.worker import Batch, Opened, run_jobs
 
@@ -35,6 +50,8 @@ POLL, WATCHFUL_POLL = 0.25, 0.05
 """Seconds between two looks at a child: at its clock and output; and at its memory or calls, when those have limits."""
 LOG_BYTES = 4 << 20
 """What a child may print before the beginning is thrown away (bytes)."""
+NOTICE_SECONDS = 0.25
+"""What a call that is told that it takes too long may take to notice, before its child is killed."""
 LEAVE_SECONDS = 2.0
 """What idle children may take, all together, to close what their class tasks opened; and a cancelled one to clean up."""
 
@@ -130,10 +147,8 @@ class Child:
         self.sock, theirs = socket.socketpair()
         shared = os.memfd_create("parflow-marker")
         os.ftruncate(shared, MARKER_BYTES)
-        name = tempfile.mkstemp(prefix="parflow-child-")
-        os.close(name[0])
-        self.log = os.open(name[1], os.O_RDWR | os.O_APPEND)
-        os.unlink(name[1])
+        self.log = os.memfd_create("parflow-log")  # no file: on a full disk a print would be what fails
+        fcntl.fcntl(self.log, fcntl.F_SETFL, os.O_APPEND)
         self.marker = memoryview(mmap.mmap(shared, MARKER_BYTES)).cast("Q")
         try:
             self.pid = server.ask({"do": "fork", "memory": memory}, (theirs.fileno(), shared, self.log))
@@ -339,7 +354,7 @@ class Sandbox:
         job = batch.jobs[first]
         child = self._take(batch.memory, fresh=job.alone)
         child.used = True
-        child.marker[JOB], child.marker[STOP], child.marker[CALL] = 0, 0, 0
+        child.marker[JOB], child.marker[STOP], child.marker[CALL], child.marker[LATE] = 0, 0, 0, 0
         self._watchable(batch, child.marker, child)
         death: tuple[str, ParflowError] | None
         try:
@@ -396,7 +411,13 @@ class Sandbox:
                 if hand != seen:
                     seen, since = hand, now
                 elif limit and now - since > limit:
-                    return ("timeout", RecordTimeoutError(limit))
+                    certain = marker[ARMED] and not marker[HELD] & GUESS
+                    if not certain or now - since > limit + NOTICE_SECONDS:
+                        return ("timeout", RecordTimeoutError(limit))
+                    if marker[LATE] != hand[2]:  # what the child made so far is kept when the call notices
+                        marker[LATE] = hand[2]
+                        with contextlib.suppress(ProcessLookupError):  # it has ended, which shows next
+                            os.kill(child.pid, signal.SIGUSR1)
             if batch.memory and child.resident() - base > batch.memory:
                 return ("memory", RecordMemoryError())
             child.trim()

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple, Protocol
 
 from parflow.core.forms import Batch, Batched
 from parflow.core.plan import Step
+from parflow.errors import RecordTimeoutError
 from parflow.runtime.attempts import Attempts
-from parflow.runtime.marker import CALL, GUESS, HELD, KEPT, STEP, Marker, Place, put, take
+from parflow.runtime.marker import ARMED, CALL, GUESS, HELD, KEPT, STEP, Late, Marker, Place, put, take
 from parflow.runtime.places import Places
 
 Push = Callable[[Any], None]
@@ -81,21 +82,38 @@ def fan_out(marker: Marker, doors: list[Door]) -> Door:
 # --- one record after the other ----------------------------------------------------------------------------------------
 
 
-def _timed(function: Callable[[Any], Any], marker: Marker) -> Callable[[Any], Any]:
-    """Count the calls of a function that has a timeout, so that its supervisor can tell one call from the next."""
+def _timed(function: Callable[[Any], Any], marker: Marker, timeout: float) -> Callable[[Any], Any]:
+    """Count the calls of a function that has a timeout, so that its supervisor can tell one from the next, and interrupt it.
+
+    Between the two words ``ARMED`` an interruption is this call's; a function that doesn't notice it, since it's in C, say, is
+    killed with its child.
+    """
 
     def call(record: Any) -> Any:
         marker[CALL] += 1
-        return function(record)
+        try:
+            marker[ARMED] = 1
+            try:
+                return function(record)
+            finally:
+                marker[ARMED] = 0
+        except Late as error:
+            raise RecordTimeoutError(timeout).with_traceback(error.__traceback__) from None
 
     return call
 
 
 def plain(
-    step: Step, number: int, marker: Marker, fail: Fail, onward: Door, timed: bool, attempts: Attempts | None = None
+    step: Step,
+    number: int,
+    marker: Marker,
+    fail: Fail,
+    onward: Door,
+    timeout: float | None,
+    attempts: Attempts | None = None,
 ) -> Door:
     """Compile a step that calls a function with one record after the other."""
-    function = _timed(step.task.function, marker) if timed and attempts is None else step.task.function
+    function = step.task.function if timeout is None else _timed(step.task.function, marker, timeout)
     if attempts is not None:
         function = attempts.around(function)
     push, push_many = onward.push, onward.many

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from parflow.core.bindings import Binding
 from parflow.core.plan import Stage
 from parflow.core.state import StageState
-from parflow.errors import CodeError
+from parflow.errors import CodeError, StoreError
 from parflow.model import (
     INLINE_BYTES,
     CallJob,
@@ -19,6 +19,7 @@ from parflow.model import (
     MergeJob,
     Piece,
     Receipt,
+    digest,
     dump_json,
     from_json,
     load_json,
@@ -30,6 +31,7 @@ from parflow.runtime.calls import Given, run_call
 from parflow.runtime.instances import Instances
 from parflow.runtime.marker import JOB, STEP, STOP, Marker
 from parflow.runtime.pipeline import Broken, Context, describe, run_merge, run_piece
+from parflow.runtime.program import read_code
 from parflow.storage.store import Store, open_store
 
 Isolation = Literal["process", "inline"]
@@ -87,7 +89,7 @@ class Opened:
     def store(self, url: str) -> Store:
         """Return the store at a URL."""
         if url not in self.stores:
-            self.stores[url] = open_store(url)
+            self.stores[url] = open_store(url, create=False)
         return self.stores[url]
 
     def code(self, batch: Batch) -> Any:
@@ -100,7 +102,7 @@ class Opened:
         """
         key = (batch.store, batch.code)
         if key not in self.codes:
-            data = self.store(batch.store).get(batch.code)
+            data = read_code(self.store(batch.store), batch.code)
             try:
                 self.codes[key] = pickle.loads(data)
             except Exception as error:
@@ -157,7 +159,9 @@ def run_jobs(batch: Batch, first: int, opened: Opened, marker: Marker) -> Iterat
             receipt = _run_job(batch, number, code, opened.store(batch.store), marker)
         except Broken as broken:
             receipt = Receipt("broken", failure=describe(broken.error, record="", step=broken.step, cause="exception"))
-        except Exception as error:  # noqa: BLE001 - the store, the sink or parflow itself: never a record's fault
+        except StoreError as error:
+            receipt = Receipt("broken", failure=describe(error, record="", step="store", cause="exception"))
+        except Exception as error:  # noqa: BLE001 - parflow itself: never a record's fault
             receipt = Receipt("broken", failure=describe(error, record="", step=batch.labels[0], cause="exception"))
         yield number, receipt
         if receipt.status in ("broken", "died"):
@@ -178,18 +182,36 @@ def _run_job(batch: Batch, number: int, code: Any, store: Store, marker: Marker)
     receipt = run_piece(code, job, context, batch.timeouts)
     if receipt.files or any(ref is not None and ref.key for ref in receipt.results):
         claim = {"stage": job.stage, "chunk": job.chunk.id, "piece": to_json(job.piece), "receipt": to_json(receipt)}
-        store.put(f"done/{name}.json", dump_json(claim))
+        body = dump_json(claim)
+        store.put(f"done/{name}.json", f"{digest(body)}\n".encode() + body)
     return receipt
 
 
 def adoptable(store: Store, stages: Sequence[StageState]) -> Iterator[tuple[int, Piece, Receipt]]:
-    """Yield what the store holds of chunks that the journal has pending: finished pieces whose entries were lost."""
+    """Yield what the store holds of chunks that the journal has pending: finished pieces whose entries were lost.
+
+    A claim that is damaged, or whose results are, is passed over: its piece runs again.
+    """
     for key in store.keys("done/"):
         stage, chunk = (int(part) for part in key.removeprefix("done/s").split("-")[:2])
         if stages[stage].facts.needs or stages[stage].redriven:  # made with other values, or published, before a redrive
             continue
         if chunk >= len(stages[stage].chunks) or not stages[stage].chunks[chunk].pending:
             continue
-        claim: dict[str, Any] = load_json(store.get(key))
-        if claim["chunk"] == stages[stage].chunks[chunk].chunk.id:
-            yield stage, from_json(Piece, claim["piece"]), from_json(Receipt, claim["receipt"])
+        said, _, body = store.get(key).partition(b"\n")
+        if said != digest(body).encode():
+            continue
+        claim: dict[str, Any] = load_json(body)
+        receipt = from_json(Receipt, claim["receipt"])
+        if claim["chunk"] == stages[stage].chunks[chunk].chunk.id and _whole(store, receipt):
+            yield stage, from_json(Piece, claim["piece"]), receipt
+
+
+def _whole(store: Store, receipt: Receipt) -> bool:
+    try:
+        for ref in (*receipt.results, receipt.failures):
+            if ref is not None:
+                store.get_checked(ref)
+    except StoreError:
+        return False
+    return True

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from parflow.errors import FencedError, JournalError, RunNotFoundError, RunOwnedError
+from parflow.storage.disk import room
 from parflow.storage.trust import check_private, network_type, private_folder, sync_folder
 
 VERSION = 1
@@ -59,7 +60,7 @@ ORDER BY created DESC, runs.rowid DESC
 _ADVICE = {
     "SQLITE_NOTADB": "It is not a SQLite file: move it away, or set PARFLOW_HOME to another folder.",
     "SQLITE_CORRUPT": "The file is damaged: copy it, then `sqlite3 COPY .recover` saves what can still be read.",
-    "SQLITE_FULL": "Free some disk space, then resume the run.",
+    "SQLITE_FULL": "What was written before is kept. Free some disk space there, then resume the run.",
     "SQLITE_BUSY": f"Another process has been writing to it for {PATIENCE:g} s: is one of them stopped or stuck?",
     "SQLITE_READONLY": "Check that you may write to it and to its folder.",
     "SQLITE_CANTOPEN": "Check that you may write to it and to its folder.",
@@ -526,6 +527,7 @@ def _translated(path: str) -> Iterator[None]:
     except sqlite3.Error as cause:
         name = "_".join(getattr(cause, "sqlite_errorname", "").split("_")[:2])
         advice = _ADVICE.get(name, "Nothing of this was written.")
-        raise JournalError(f"can't use the journal {path}: {cause}. {advice}") from cause
+        left = room(path) if name in ("SQLITE_FULL", "SQLITE_IOERR") else ""
+        raise JournalError(f"can't use the journal {path}: {cause}{left}. {advice}") from cause
     except OSError as cause:
         raise JournalError(f"can't create the journal {path}: {cause.strerror}. Choose another place.") from cause

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from parflow.errors import StoreError
 from parflow.model import Ref, digest
+from parflow.storage.disk import out_of
 from parflow.storage.trust import make_folder, private_folder, sync_folder
 
 _UNFINISHED = ".unfinished-"
@@ -82,32 +83,40 @@ class Store(Protocol):
             When they are not the bytes that the reference was made of.
         """
         data = ref.inline if ref.inline is not None else self.get(ref.key or "")
-        place = "an inline result" if ref.inline is not None else f"object {ref.key!r} of the store {self.url!r}"
         for what, expected, got in (
             ("size", f"{ref.size} bytes", f"{len(data)} bytes"),
             ("digest", ref.digest, digest(data)),
         ):
             if got != expected:
-                raise StoreError(
-                    f"{place} is not what was written: its {what} is {got}, expected {expected}. The storage damaged it or "
-                    "something else wrote there; what made it has to run again."
-                )
+                raise StoreError(damaged(self.url, ref.key, f"its {what} is {got}, expected {expected}"))
         return data
 
 
-def open_store(url: str) -> Store:
+def damaged(url: str, key: str | None, what: str) -> str:
+    """Say that an object, or a result at hand (no key), is not what was written, and what to do."""
+    place = "an inline result" if key is None else f"object {key!r} of the store {url!r}"
+    return (
+        f"{place} is not what was written: {what}. The storage damaged it or something else wrote there. Nothing was computed "
+        "from it: put a copy of it back and resume the run, or start the run anew, so that what made it runs again."
+    )
+
+
+def open_store(url: str, *, create: bool = True) -> Store:
     """Open a store: a local folder, or any place that fsspec knows.
 
     Parameters
     ----------
     url : str
-        A path or ``file://`` URL, whose folder is created (mode 0700) when missing; or another URL, such as
-        ``s3://bucket/results``.
+        A path or ``file://`` URL; or another URL, such as ``s3://bucket/results``.
+    create : bool
+        Whether a missing local folder is created (mode 0700). One that has results already is never created anew: an empty
+        one in its place would hide that it was moved or is not mounted, and stand in the way when it comes back.
 
     Raises
     ------
     StoreError
-        When the local folder belongs to somebody else or others may write to it, or the URL can't be used.
+        When the local folder is missing and not to be created, belongs to somebody else or others may write to it, or the
+        URL can't be used.
 
     Examples
     --------
@@ -117,25 +126,27 @@ def open_store(url: str) -> Store:
     ('answer', 2)
     """
     path = url.removeprefix("file://")
-    return FsspecStore(url) if "://" in path else LocalStore(path)
+    return FsspecStore(url) if "://" in path else LocalStore(path, create=create)
 
 
 class LocalStore(Store):
     """A store in a folder of this machine, or one that all machines mount."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, create: bool = True) -> None:
         self.url = os.path.abspath(os.path.expanduser(path))
+        if not create and not os.path.isdir(self.url):
+            raise StoreError(_gone(self.url))
         private_folder(self.url, StoreError)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return LocalStore, (self.url,)
+        return LocalStore, (self.url, False)
 
     def put(self, name: str, data: bytes) -> str:
         path = self._path(name)
         folder = os.path.dirname(path)
         unfinished = os.path.join(folder, _UNFINISHED + os.urandom(12).hex())
-        with _translated(self.url, f"write {len(data)} bytes as", name):
-            make_folder(folder)
+        with _translated(self.url, f"write {len(data):,} bytes as", name):
+            make_folder(folder, within=self.url)
             try:
                 with open(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
                     file.write(data)
@@ -216,7 +227,7 @@ class FsspecStore(Store):
 
     def put(self, name: str, data: bytes) -> str:
         path = self._path(name)
-        with _translated(self.url, f"write {len(data)} bytes as", name):
+        with _translated(self.url, f"write {len(data):,} bytes as", name):
             if self._puts_whole:
                 self._files.pipe_file(path, data)
                 return name
@@ -289,10 +300,7 @@ def _checked_range(key: str, start: int, stop: int) -> int:
 
 def _complete(data: bytes, url: str, key: str, start: int, stop: int) -> bytes:
     if len(data) != stop - start:
-        raise StoreError(
-            f"object {key!r} of the store {url!r} is shorter than what was written: of bytes {start} to {stop} it has "
-            f"{len(data)}. The storage cut it or something else wrote there; what made it has to run again."
-        )
+        raise StoreError(damaged(url, key, f"it is shorter, and of bytes {start} to {stop} it has {len(data)}"))
     return data
 
 
@@ -315,12 +323,19 @@ def _translated(url: str, act: str, key: str) -> Iterator[None]:
     try:
         yield
     except (FileNotFoundError, NotADirectoryError) as cause:
+        local = "://" not in url
+        if local and not os.path.isdir(url):
+            raise StoreError(f"can't {act} {key!r}: {_gone(url)}") from cause
         if act != "read":
             raise StoreError(f"can't {act} {key!r} in the store {url!r}: its folder went away meanwhile.") from cause
         raise StoreError(
             f"the store {url!r} has no object {key!r}. Was it deleted, or is {url!r} another place on this machine?"
         ) from cause
     except OSError as cause:
-        raise StoreError(
-            f"can't {act} {key!r} in the store {url!r}: {cause.strerror or cause}. Check its free space and permissions."
-        ) from cause
+        raise StoreError(f"can't {act} {key!r} in the store {url!r}: {out_of(cause, url)}") from cause
+
+
+def _gone(url: str) -> str:
+    return (
+        f"the folder of the store {url!r} is gone. Was it moved, or is its disk not mounted? Put it back, then resume the run."
+    )

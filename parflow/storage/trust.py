@@ -58,15 +58,22 @@ def check_private(path: str, error: type[ParflowError]) -> None:
         )
 
 
-def make_folder(path: str) -> None:
-    """Create a folder and its missing parents with mode 0700, and make sure that their names outlast a power cut."""
+def make_folder(path: str, within: str = "/") -> None:
+    """Create a folder and its missing parents with mode 0700, and make sure that their names outlast a power cut.
+
+    ``within`` itself is not created, nor what lies above it.
+    """
+    if path == within:
+        return
     try:
         os.mkdir(path, 0o700)
     except FileExistsError:
         return
     except FileNotFoundError:
-        make_folder(os.path.dirname(path))
-        make_folder(path)
+        if os.path.dirname(path) == within:
+            raise
+        make_folder(os.path.dirname(path), within)
+        make_folder(path, within)
         return
     sync_folder(os.path.dirname(path))
 

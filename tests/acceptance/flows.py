@@ -109,7 +109,39 @@ def tally(source: str) -> Any:
 
 
 @pf.workflow
+def talkative(log: str, gate: str) -> Any:
+    """Print a page for each of a hundred records, once the gate is open."""
+
+    def say(number: int) -> None:
+        note(log, "run")
+        while not os.path.exists(gate):
+            time.sleep(0.005)
+        print(f"{number}\n" * 1000)
+
+    return pf.items(range(100)).map(say).reduce(pf.count())
+
+
+@pf.workflow
 def odd() -> Any:
     """Give a result that JSON hardly has."""
     things = {("a", 1): 1, "big": 2**80, "broken \udcff": (1, 2), None: None}
     return pf.items([1]).reduce(pf.reducer(dict, lambda state, record: things, lambda a, b: things, name="odd"))
+
+
+@pf.workflow
+def pages(log: str, gate: str, out: str, kept: int = 100_000, written: int = 1) -> Any:
+    """Keep ``kept`` bytes of each of 24 chunks, and write a row of ``written``; from the twelfth on they wait for a gate."""
+
+    def page(number: int) -> dict[str, Any]:
+        note(log, str(number))
+        while number >= 12 and not os.path.exists(gate):
+            time.sleep(0.005)
+        return {"number": number, "kept": str(number % 10) * kept, "written": str(number % 10) * written}
+
+    def join(left: list[str], right: list[str]) -> list[str]:
+        return left + right
+
+    rows = pf.items(range(24), chunk_records=1).map(page)
+    rows.map(lambda row: {"number": row["number"], "text": row["written"]}).write_jsonl(out)
+    sizes = pf.reducer(list, lambda state, row: [*state, row["kept"]], join, finish=lambda state: sum(map(len, state)))
+    return rows.reduce(sizes)

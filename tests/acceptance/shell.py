@@ -134,6 +134,7 @@ class Shell:
         self.log = folder / "log"
         self.out = folder / "out"
         self.env = {**os.environ, "PARFLOW_HOME": str(self.home), "COLUMNS": "120", "TERM": "xterm-256color"}
+        self.before: list[str] = []  # what runs the commands
         self.begun: list[Started | Terminal] = []
 
     def start(self, *arguments: object) -> Started:
@@ -142,7 +143,7 @@ class Shell:
         out, err = self.folder / f"{number}.out", self.folder / f"{number}.err"
         with out.open("wb") as stdout, err.open("wb") as stderr:
             process = subprocess.Popen(
-                [*PARFLOW, *map(str, arguments)],
+                [*self.before, *PARFLOW, *map(str, arguments)],
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,
                 stderr=stderr,

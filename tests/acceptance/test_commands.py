@@ -130,7 +130,7 @@ def test_some_dead_letters_are_accepted_beforehand(shell: Shell, tmp_path: Path)
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["run", FLOWS], r"flows.py has \d workflows \(documents, .*\); name one: .*flows.py:NAME"),
+        (["run", FLOWS], r"flows.py has \d+ workflows \(documents, .*\); name one: .*flows.py:NAME"),
         (["run", f"{FLOWS}:nothing"], r"has no workflow 'nothing'; it has documents, "),
         (["run", "nowhere.py"], r"there is no file 'nowhere.py'"),
         (["run", "no_such_module:flow"], r"can't import 'no_such_module'"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import itertools
 import os
 import re
 import signal
@@ -24,6 +26,7 @@ from parflow.core.reducers import concat
 from parflow.model import Chunk, ChunkJob, Piece, Receipt
 from parflow.nodes import ReduceNode, SourceNode, StepNode, Task
 from parflow.runtime.code import pack
+from parflow.runtime.program import keep_code
 from parflow.runtime.sandbox import Sandbox
 from parflow.runtime.worker import Batch
 from parflow.storage.sources.items import ItemsSource
@@ -56,7 +59,7 @@ def batch(
     source = ItemsSource(range(10), chunk_records=10)
     (chunk,) = source.chunks(store)
     stage = stage_of(function, source, timeout)
-    code = store.put("code/stage.pkl", pack(stage))
+    code = keep_code(store, pack(stage))
     jobs = tuple(ChunkJob(0, piece, chunk) for piece in pieces)
     labels = tuple(stage.label(number) for number in range(3))
     return Batch("run", "1.1", 0, jobs, store.url, code, labels, stage.timeouts(None), **more)
@@ -89,8 +92,34 @@ def segfaults(x: int) -> int:
 
 
 def holds_the_gil(x: int) -> int:
-    if x == 7:  # a regular expression that backtracks for ever, in C, without letting go of the GIL
+    if x == 7:  # counts for ever, in C, without letting go of the GIL
+        sum(itertools.repeat(0))
+    return x
+
+
+def catches_everything(x: int) -> int:
+    while x == 7:
+        with contextlib.suppress(BaseException):
+            time.sleep(60)
+    return x
+
+
+def sleeps(x: int) -> int:
+    if x == 7:
+        time.sleep(60)
+    return x
+
+
+def backtracks(x: int) -> int:
+    if x == 7:
         re.match(r"(a+)+$", "a" * 64 + "b")
+    return x
+
+
+def tries_again_and_again(x: int) -> int:
+    while x == 7:
+        with contextlib.suppress(Exception):
+            raise ValueError
     return x
 
 
@@ -143,11 +172,12 @@ def test_a_chunk_runs_in_a_child_and_its_partial_result_comes_back(run: Callable
         (exits, {}, "crash", "exit code 3"),
         (segfaults, {}, "crash", "SIGSEGV"),
         (holds_the_gil, {"timeout": 0.5}, "timeout", "0.5 s"),
+        (catches_everything, {"timeout": 0.5}, "timeout", "0.5 s"),
         (allocates, {"memory": 512 << 20}, "memory", "memory"),
         (touches_slowly, {"memory": 256 << 20}, "memory", "memory"),
         (closes_its_pipe, {}, "crash", "closed its connection"),
     ],
-    ids=["os._exit", "segfault", "endless regex", "2 GiB under 512 MiB", "slow growth", "closed pipe"],
+    ids=["os._exit", "segfault", "endless sum", "catches everything", "2 GiB under 512 MiB", "slow growth", "closed pipe"],
 )
 def test_a_record_that_ends_its_child_is_named_and_the_next_job_runs_in_a_fresh_one(
     sandbox: Sandbox, tmp_path: Path, function: Callable[[int], int], options: dict[str, Any], cause: str, words: str
@@ -161,6 +191,26 @@ def test_a_record_that_ends_its_child_is_named_and_the_next_job_runs_in_a_fresh_
     assert words in died.failure.message
     assert done is not None
     assert (done.status, chunk_of(done)) == ("done", list(range(7)))
+
+
+@pytest.mark.parametrize("function", [sleeps, backtracks, tries_again_and_again])
+def test_a_call_that_takes_too_long_is_interrupted_and_its_child_keeps_what_it_has_made(
+    sandbox: Sandbox, tmp_path: Path, function: Callable[[int], int]
+) -> None:
+    pieces = [Piece(0), Piece(0, skip=8)]
+    receipt, rest = sandbox.run(batch(tmp_path, lambda x: (function(x), os.getpid()), pieces, timeout=0.3), "slot")
+    assert receipt is not None
+    assert rest is not None
+    assert (receipt.status, receipt.tally.records, receipt.tally.failed) == ("stopped", 8, 1)
+    assert receipt.cursor is not None
+    assert receipt.cursor.ordinal == 8  # what was waited for is committed, and the rest is for whoever has nothing to do
+    records = chunk_of(receipt) + chunk_of(rest)
+    assert [x for x, _ in records] == [0, 1, 2, 3, 4, 5, 6, 8, 9]
+    assert len({pid for _, pid in records}) == 1
+    assert receipt.failure is not None
+    assert (receipt.failure.cause, receipt.failure.error, receipt.failure.ordinal) == ("timeout", "RecordTimeoutError", 7)
+    assert receipt.failure.message == "took longer than its timeout of 0.3 s"
+    assert f"in {function.__name__}" in receipt.failure.traceback
 
 
 def test_a_crash_brings_the_interpreters_own_last_words(run: Callable[..., Receipt]) -> None:

@@ -30,6 +30,7 @@ from parflow.runtime.code import pack
 from parflow.runtime.graph import MemoryStore
 from parflow.runtime.marker import ORDINAL, STOP, WORDS
 from parflow.runtime.pipeline import Context, run_piece
+from parflow.runtime.program import keep_code
 from parflow.runtime.sandbox import Sandbox
 from parflow.runtime.values import unpickle_all
 from parflow.runtime.worker import Batch
@@ -212,7 +213,7 @@ def in_sandbox(sandbox: Sandbox, folder: Path, dataset: pf.Dataset, **options: A
     """Run each chunk of a dataset in a batch of its own."""
     (stage,) = dataset.plan().stages
     store = open_store(str(folder / "store"))
-    code = store.put("code/stage.pkl", pack(stage))
+    code = keep_code(store, pack(stage))
     labels = tuple(stage.label(number) for number in range(1 + len(stage.steps) + len(stage.outputs)))
     return [
         sandbox.run(

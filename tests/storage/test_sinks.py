@@ -343,7 +343,7 @@ def test_a_half_replaced_result_has_no_manifest_that_claims_otherwise(out: Path)
     obstacle = out / "part-00001.jsonl"
     obstacle.unlink()
     (obstacle / "full").mkdir(parents=True)
-    with pytest.raises(OSError, match=r"part-00001\.jsonl"):
+    with pytest.raises(OutputError, match=r"part-00001\.jsonl.*Is a directory"):
         new.publish(RUN, files)
     assert lines(out / "part-00000.jsonl") == [{"a": 3}]
     assert not (out / MANIFEST).exists()

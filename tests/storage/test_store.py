@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from parflow.errors import StoreError
 from parflow.model import Ref, digest, make_ref
 from parflow.storage.store import FsspecStore, LocalStore, Store, open_store
-from parflow.storage.trust import network_type
+from parflow.storage.trust import make_folder, network_type
 
 MEGABYTE = 10**6
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a folder to somebody else")
@@ -68,7 +68,7 @@ def test_a_range_of_a_large_object_is_read_whole(store: Store) -> None:
 @pytest.mark.parametrize(("start", "stop", "has"), [(0, 7, 6), (4, 8, 2), (5, 1000, 1), (6, 7, 0), (100, 200, 0)])
 def test_a_range_past_the_end_is_refused_and_never_cut(store: Store, start: int, stop: int, has: int) -> None:
     store.put("a", b"123456")
-    with pytest.raises(StoreError, match=rf"object 'a' of the store '{store.url}' is shorter.*{start} to {stop} it has {has}"):
+    with pytest.raises(StoreError, match=rf"'a' of the store '{store.url}' .* it is shorter.*{start} to {stop} it has {has}"):
         store.get_range("a", start, stop)
 
 
@@ -370,3 +370,34 @@ ann@host: /data fuse.sshfs rw 0 0
 )
 def test_the_mount_that_holds_a_path_says_whether_it_is_a_network_one(path: str, kind: str | None) -> None:
     assert network_type(path, MOUNTS) == kind
+
+
+# --- a store that goes away ---------------------------------------------------------------------------------------------------
+
+
+def test_a_store_that_went_away_is_not_created_anew_by_whoever_uses_it(tmp_path: Path) -> None:
+    place = tmp_path / "store"
+    store = open_store(str(place))
+    store.put("run/object", b"data")
+    place.rename(tmp_path / "aside")
+    gone = f"the folder of the store '{place}' is gone.*Put it back"
+    for act in (
+        lambda: store.put("run/other", b"data"),
+        lambda: store.put("other", b"data"),
+        lambda: store.get("run/object"),
+        lambda: open_store(str(place), create=False),
+        lambda: pickle.loads(pickle.dumps(store)),
+    ):
+        with pytest.raises(StoreError, match=gone):
+            act()
+    assert not place.exists()
+    (tmp_path / "aside").rename(place)
+    assert open_store(str(place), create=False).get("run/object") == b"data"
+
+
+def test_a_folder_that_is_made_is_made_within_another_one_only(tmp_path: Path) -> None:
+    make_folder(str(tmp_path / "a/b/c"), within=str(tmp_path))
+    assert (tmp_path / "a/b/c").is_dir()
+    with pytest.raises(FileNotFoundError):
+        make_folder(str(tmp_path / "missing/b/c"), within=str(tmp_path / "missing"))
+    assert not (tmp_path / "missing").exists()

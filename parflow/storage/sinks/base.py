@@ -14,6 +14,7 @@ import orjson
 
 from parflow.errors import OutputError, UsageError
 from parflow.model import SinkFile
+from parflow.storage.disk import unwritable
 from parflow.storage.sinks.places import Place, open_place
 
 Fail = Callable[[Any, Any, Exception], None]
@@ -148,8 +149,15 @@ class Sink:
         Raises
         ------
         OutputError
-            A file is neither staged nor published, or another result appeared in the folder since the run began.
+            A file is neither staged nor published, another result appeared in the folder since the run began, or the folder
+            can't be written.
         """
+        try:
+            return self._publish(run_id, files, again=again)
+        except OSError as error:
+            raise unwritable(self.path, error) from error
+
+    def _publish(self, run_id: str, files: Sequence[SinkFile], *, again: bool) -> dict[str, Any]:
         place, staging = open_place(self.path), self._staging(run_id)
         parts = dict(zip(part_names(len(files), self.extension), files, strict=True))
         staged, present = place.sizes(staging), place.sizes(self.path)
