@@ -382,7 +382,7 @@ def failures(name: str, traceback: bool, home: str | None, as_json: bool, debug:
         from parflow.views.words import cause_lines, counted, printable
 
         opened = open_run(name, home)
-        letters = opened.failures()
+        letters = opened.dead_letters()
         if as_json:
             _say_json([asdict(letter) for letter in letters])
             return

@@ -48,6 +48,7 @@ NEVER = {
     "storage.journal": "parflow.core",
     "runtime.pipeline": f"{DASK} {JOURNAL} parflow.runtime.executor threading subprocess",
     "runtime.marker": OUTSIDE,
+    "runtime.prints": f"{DASK} {JOURNAL} threading subprocess",
     "runtime.steps": f"{DASK} {JOURNAL} asyncio threading subprocess",
     "runtime.flights": f"{DASK} {JOURNAL} subprocess",
     "runtime.instances": f"{DASK} {JOURNAL} subprocess",

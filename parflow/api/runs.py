@@ -162,7 +162,7 @@ class Run:
         binding = bind(self.state, address)
         return Records(self.store, binding.refs) if binding.form == "records" else load(binding, self.store)
 
-    def failures(self) -> list[Failure]:
+    def dead_letters(self) -> list[Failure]:
         """Return what failed so far: of each stage, in input order, unusable inputs and then records; at last, calls."""
         found: list[Failure] = []
         for stage in self.state.stages:

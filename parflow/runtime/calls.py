@@ -16,6 +16,7 @@ from parflow.model import CallKind, Cause, Chunk, Cursor, Failure, Receipt, Ref,
 from parflow.nodes import Arguments, Task, is_plain
 from parflow.runtime.marker import CALL, CLOSING, STEP, put
 from parflow.runtime.pipeline import Context, describe, keep_bytes, pickled, preview, trace_of
+from parflow.runtime.prints import PRINTS
 from parflow.runtime.program import grown
 from parflow.runtime.values import filled
 from parflow.storage.sources.items import ItemsSource
@@ -166,4 +167,5 @@ def _find(value: Any, above: tuple[int, ...] = ()) -> Any:
 
 def _failure(task: Task, error: BaseException, cause: Cause, args: Sequence[Any], where: BaseException) -> Failure:
     shown = ", ".join(preview(item) for item in args[:5])
-    return describe(error, record="", step=task.name, cause=cause, traceback=trace_of(where), preview=shown[:400])
+    known = {"traceback": trace_of(where), "preview": shown[:400], "output": PRINTS.of(0)}
+    return describe(error, record="", step=task.name, cause=cause, **known)

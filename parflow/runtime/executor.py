@@ -332,7 +332,8 @@ class Executor:
             return receipt
         at = receipt.cursor
         record = str(self.program.stages[job.stage].source.record_id(job.chunk.parts[at.part], at.offset))
-        return replace(receipt, failure=replace(receipt.failure, record=record, chunk=job.chunk.index))
+        named = replace(receipt.failure, record=record, chunk=job.chunk.index, part=at.part, offset=at.offset)
+        return replace(receipt, failure=named)
 
     def _list(self, number: int, skip: int) -> None:
         """Report a stage's input in blocks; what an earlier coordinator listed is compared and passed over."""

@@ -52,7 +52,7 @@ def write_report(run: Run, path: str) -> str:
         The path.
     """
     state = run.state
-    failures = run.failures()
+    failures = run.dead_letters()
     stages = [stage_numbers(stage) for stage in state.stages]
     tables = [
         _table(

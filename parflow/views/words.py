@@ -61,7 +61,7 @@ def summary(run: Run) -> str:
             lines.append(f"    text not in the declared encoding: {used}")
     lines += map(_call_line, call_numbers(state))
     if tally.failed or any(call.failure is not None for call in state.calls):
-        lines.append("  " + "\n  ".join(cause_lines(run.failures())))
+        lines.append("  " + "\n  ".join(cause_lines(run.dead_letters())))
     if status == "succeeded" and any(stage.cuts for stage in state.stages):
         lines.append(f"  what came too late is merged by: parflow redrive {run.run_id}")
     if status in ("failed", "stopped", "lost"):
