@@ -1,6 +1,7 @@
 """The command line: arguments, exit codes and text; no logic.
 
-Exit codes: 0 the run succeeded; 1 it failed, or something went wrong; 2 the command makes no sense; 130 it was interrupted.
+Exit codes: 0 the run succeeded; 1 it failed, or something went wrong; 2 the command makes no sense; 130 it was interrupted
+(Ctrl-C), 143 terminated (SIGTERM).
 """
 
 from __future__ import annotations
@@ -8,12 +9,13 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import signal
 import sys
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -23,7 +25,19 @@ if TYPE_CHECKING:
     from parflow.api.runs import Run
     from parflow.api.tasks import Workflow
 
-SUCCESS, FAILURE, USAGE, INTERRUPTED = 0, 1, 2, 130
+SUCCESS, FAILURE, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: what a cluster sends before it takes a machine away. It does what Ctrl-C does."""
+
+
+def _terminate(*_: Any) -> NoReturn:
+    raise _Terminated
+
+
+def _code_of(pressed: KeyboardInterrupt) -> int:
+    return TERMINATED if isinstance(pressed, _Terminated) else INTERRUPTED
 
 
 class _Group(click.Group):
@@ -65,9 +79,9 @@ def _errors(debug: bool) -> Iterator[None]:
     """Say what went wrong in a sentence; parflow's own traceback is shown with ``--debug`` only."""
     try:
         yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as pressed:
         click.echo("parflow: interrupted", err=True)
-        sys.exit(INTERRUPTED)
+        sys.exit(_code_of(pressed))
     except ParflowError as error:
         if debug:
             raise
@@ -159,6 +173,7 @@ def run(
     parflow run recipes/wordcount.py --source 'texts/**/*.txt' --workers 2
     parflow run flows.py:sentiment --source data.jsonl --max-failures 0.01
     """
+    signal.signal(signal.SIGTERM, _terminate)
     with _errors(debug):
         from parflow.api.flows import load_flow, note_of
 
@@ -186,6 +201,7 @@ def resume(name: str, as_json: bool, debug: bool, progress: bool | None, **optio
     parflow resume last
     parflow resume wordcount-261125 --max-failures 3
     """
+    signal.signal(signal.SIGTERM, _terminate)
     with _errors(debug):
         from parflow.api.flows import plan_again
         from parflow.api.runs import find_run, status_of
@@ -206,10 +222,41 @@ def redrive(name: str, as_json: bool, debug: bool, progress: bool | None, **opti
     parflow redrive
     parflow redrive report-261125
     """
+    signal.signal(signal.SIGTERM, _terminate)
     with _errors(debug):
         from parflow.api.starting import redrive as go_on
 
         _follow(go_on(name, wait=False, **options), as_json=as_json, progress=progress)
+
+
+@main.command()
+@click.argument("name", default="last")
+@click.option("--now", is_flag=True, help="Abandon the records in hand, rather than wait for each child's next one.")
+@click.option("--compensate", is_flag=True, hidden=True, help="Ask for what was done to be undone.")
+@click.option("--wait/--no-wait", default=True, help="Wait for the run's end. [default: wait]")
+@_common
+def cancel(name: str, now: bool, compensate: bool, wait: bool, home: str | None, as_json: bool, debug: bool) -> None:
+    """Cancel run NAME, whichever process on this machine runs it; `parflow resume` goes on with it all the same.
+
+    \b
+    parflow cancel
+    parflow cancel wordcount-261125 --now
+    """
+    with _errors(debug):
+        from parflow.api.runs import open_run
+        from parflow.views.words import done_line
+
+        cancelled = open_run(name, home).cancel(now=now, compensate=compensate, wait=wait)
+        status = cancelled.status
+        if as_json:
+            stages = cancelled.state.stages
+            chunks = [chunk for stage in stages for chunk in stage.chunks]
+            done = sum(not chunk.pending for chunk in chunks)
+            _say_json({"run_id": cancelled.run_id, "status": status, "chunks": len(chunks), "done": done})
+        elif status == "cancelled":
+            click.echo(f"run {cancelled.run_id}: cancelled; {done_line(cancelled)}")
+        else:
+            click.echo(f"run {cancelled.run_id} is asked to end; it is {status}: parflow show {cancelled.run_id}")
 
 
 def _follow(started: Run, *, as_json: bool, progress: bool | None) -> None:
@@ -228,8 +275,8 @@ def _follow(started: Run, *, as_json: bool, progress: bool | None) -> None:
     try:
         shown = progress if progress is not None else (sys.stderr.isatty() and not as_json)
         show_progress(started) if shown else started.wait(say)
-    except KeyboardInterrupt:
-        code = INTERRUPTED
+    except KeyboardInterrupt as pressed:
+        code = _code_of(pressed)
     try:
         result = started.result()
         code = SUCCESS  # even if Ctrl-C was pressed: it was too late

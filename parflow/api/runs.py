@@ -9,20 +9,22 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import parflow.errors
 from parflow.api.tasks import like
 from parflow.core.bindings import bind
-from parflow.core.history import STATUS_KINDS, RunState, decode, fold
+from parflow.core.history import STATUS_KINDS, RunEnded, RunState, decode, encode, fold
 from parflow.core.plan import Plan
-from parflow.errors import ResumeError, RunError
+from parflow.core.signals import StopRequested
+from parflow.errors import FencedError, ResumeError, RunError, RunOwnedError, UsageError
 from parflow.model import Address, Failure, Ref
 from parflow.runtime.executor import Executor
 from parflow.runtime.program import open_plan
 from parflow.runtime.values import load, unpickle_all
-from parflow.storage.journal import Journal, RunRow, Writer
+from parflow.storage.journal import Journal, RunRow, Writer, this_process
 from parflow.storage.store import Store, open_store
 from parflow.storage.trust import private_folder
 
@@ -133,7 +135,7 @@ class Run:
 
     @property
     def status(self) -> str:
-        """``running``, ``succeeded``, ``failed`` or ``stopped``; ``lost`` when its process ended without a word."""
+        """``running``, ``succeeded``, ``failed``, ``stopped``, ``cancelled``; ``lost`` if its process ended without a word."""
         if self._executor is not None:
             return self.state.status
         return status_of(find_run(self.run_id, self.home))
@@ -144,7 +146,7 @@ class Run:
         Raises
         ------
         RunError
-            When the run failed or was stopped; everything finished is kept, and the message says how to go on.
+            When the run failed, or was stopped or cancelled; everything finished is kept, and the message says how to go on.
         """
         self.wait()
         ended = self.state.ended
@@ -213,6 +215,9 @@ class Run:
     def wait(self, watch: Callable[[int], Any] | None = None) -> Run:
         """Wait for the end. Ctrl-C once: what is in flight yields, and the run can be resumed. Twice: at once.
 
+        Other signals are the program's own: for a script that is to end gently on SIGTERM, have its handler raise
+        ``KeyboardInterrupt``. (The command line does so.)
+
         Parameters
         ----------
         watch : callable, optional
@@ -224,24 +229,91 @@ class Run:
             When the run has ended, if it was pressed.
         """
         presses = 0
+        first: KeyboardInterrupt | None = None
         while not self._over.is_set():
             try:
                 if watch is not None:
                     watch(presses)
                 self._over.wait(INTERVAL)
-            except KeyboardInterrupt:
-                presses += 1
+            except KeyboardInterrupt as pressed:
+                first, presses = first or pressed, presses + 1
                 self.stop(now=presses > 1)
         if watch is not None:
             watch(presses)
-        if presses:
-            raise KeyboardInterrupt
+        if first is not None:
+            raise first
         return self
 
     def stop(self, *, now: bool = False) -> None:
-        """Stop the run: at the next record of what is in flight, or (``now``) at once."""
+        """Stop the run of this process: at the next record of what is in flight, or (``now``) at once."""
         if self._executor is not None:
-            self._executor.stop(now=now)
+            self._executor.stop(StopRequested(now))
+
+    def cancel(self, *, now: bool = False, compensate: bool = False, wait: bool = True) -> Run:
+        """Cancel the run, whichever process on this machine it runs in; one that nobody runs ends here and now.
+
+        Nothing more of it begins, and what is in flight comes back at its next record. What is finished is kept:
+        `resume` goes on if the result is wanted after all.
+
+        Parameters
+        ----------
+        now : bool
+            Abandon the records in hand instead.
+        compensate : bool
+            Ask for what was done to be undone, too.
+        wait : bool
+            Wait for the run's end.
+
+        Returns
+        -------
+        Run
+            The same run.
+
+        Raises
+        ------
+        UsageError
+            When it has ended already.
+
+        Examples
+        --------
+        >>> import parflow as pf, tempfile, time
+        >>> slow = pf.items([0.1] * 100, chunk_records=1).map(time.sleep)
+        >>> slow.run(home=tempfile.mkdtemp(), isolation="inline", wait=False).cancel().status
+        'cancelled'
+        """
+        if self._executor is not None and not self._over.is_set():
+            self._executor.stop(StopRequested(now, "cancelled", compensate))
+            status = self.wait().status if wait else "cancelled"
+        else:
+            status = self._cancel_elsewhere({"now": now, "compensate": compensate}, wait=wait)
+            self._executor, self._loaded = None, None  # the journal knows better now
+        if status != "cancelled":
+            raise UsageError(f"run {self.run_id} has ended already ({status}): there is nothing to cancel")
+        return self
+
+    def _cancel_elsewhere(self, request: dict[str, Any], *, wait: bool) -> str:
+        """Ask the run's owner to cancel it, or do it in its place; returns how the run has ended."""
+        asked = None
+        journal = open_home(self.home)
+        try:
+            while True:
+                row = journal.find(self.run_id, STATUS_KINDS)
+                status, epoch = status_of(row), row.lease.epoch if row.lease is not None else 0
+                if status == "cancelled" and asked is None:
+                    return "cancelled before"
+                if status not in ("running", "stopped", "lost"):
+                    return status
+                with suppress(FencedError, RunOwnedError):  # another owner came between: look again
+                    if status != "running":
+                        _end_as_cancelled(journal, self.run_id)
+                    elif epoch != asked:
+                        journal.ask(self.run_id, epoch, request, time.time())
+                    asked = epoch
+                    if status != "running" or not wait:
+                        return "cancelled"
+                time.sleep(INTERVAL)
+        finally:
+            journal.close()
 
     def timings(self) -> dict[str, float]:
         """Return seconds since 1970 of what happened in this process: ``started``, ``first_chunk``."""
@@ -252,9 +324,12 @@ class Run:
         executor = self._executor
         assert executor is not None
 
+        def asked(request: dict[str, Any]) -> None:
+            executor.stop(StopRequested(request["now"], "cancelled", request["compensate"]))
+
         def live() -> None:
             try:
-                writer = Writer(journal, self.run_id, epoch, executor.durable, self._journal_broke)
+                writer = Writer(journal, self.run_id, epoch, executor.durable, self._journal_broke, on_request=asked)
                 try:
                     executor.run(writer)
                 finally:
@@ -292,6 +367,17 @@ def status_of(row: RunRow) -> str:
         entry = decode(row.status, row.status_body or b"{}")
         return str(getattr(entry, "status", "lost"))
     return "running" if row.lease is not None and row.lease.alive else "lost"
+
+
+def _end_as_cancelled(journal: Journal, run_id: str) -> None:
+    """Take a run over that nobody runs, and write its end; `FencedError` when it came to another end meanwhile."""
+    epoch = journal.acquire(run_id, this_process(), time.time())
+    try:
+        if status_of(journal.find(run_id, STATUS_KINDS)) not in ("running", "stopped"):
+            raise FencedError(run_id, epoch, epoch)
+        journal.append(run_id, epoch, [encode(RunEnded("cancelled", "RunCancelledError", (run_id,)))], time.time())
+    finally:
+        journal.release(run_id, epoch)
 
 
 def find_code(row: RunRow) -> None:

@@ -140,9 +140,9 @@ class Executor:
         self.problem = error
         self.inbox.put(None)
 
-    def stop(self, *, now: bool = False) -> None:
-        """Stop the run: at the next record, or at once."""
-        self.inbox.put(StopRequested(now))
+    def stop(self, request: StopRequested) -> None:
+        """Stop the run."""
+        self.inbox.put(request)
 
     # --- the loop --------------------------------------------------------------------------------------------------------
 

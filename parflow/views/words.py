@@ -64,7 +64,7 @@ def summary(run: Run) -> str:
         lines.append("  " + "\n  ".join(cause_lines(run.dead_letters())))
     if status == "succeeded" and any(stage.cuts for stage in state.stages):
         lines.append(f"  what came too late is merged by: parflow redrive {run.run_id}")
-    if status in ("failed", "stopped", "lost"):
+    if status in ("failed", "stopped", "cancelled", "lost"):
         over = state.ended is not None and state.ended.error == "TooManyFailuresError"
         more = f" --max-failures {tally.failed}" if over else ""
         lines.append(f"  go on with: parflow resume {run.run_id}{more}")
@@ -81,6 +81,13 @@ def cause_lines(failures: Sequence[Failure], most: int = 5) -> list[str]:
     if len(grouped) > most:
         lines.append(f"… and {len(grouped) - most} more causes")
     return lines
+
+
+def done_line(run: Run) -> str:
+    """Say how much of a run is done, and how to go on."""
+    stages = [stage_numbers(stage) for stage in run.state.stages]
+    done, chunks = sum(stage.done for stage in stages), sum(stage.chunks for stage in stages)
+    return f"{done:,} of {counted(chunks, 'chunk')} done; it goes on with: parflow resume {run.run_id}"
 
 
 def _begun(stage: StageState) -> bool:
