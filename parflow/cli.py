@@ -54,7 +54,16 @@ def _say_json(value: Any) -> None:
         text = orjson.dumps(value, default=_plain, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_PASSTHROUGH_DATACLASS).decode()
     except TypeError:  # what JSON allows and orjson doesn't: large integers, broken Unicode; and keys that are no text
         text = json.dumps(_text_keys(value), default=_plain)
-    click.echo(text)
+    _say(text + "\n")
+
+
+def _say(text: str) -> None:
+    """Print text for programs as it is; a terminal that gets it all the same obeys none of it."""
+    if sys.stdout.isatty():
+        from parflow.views.words import printable
+
+        text = "\n".join(map(printable, text.split("\n")))
+    click.echo(text.encode("utf-8", "backslashreplace"), nl=False)
 
 
 def _plain(value: Any) -> Any:
@@ -415,37 +424,47 @@ def show(name: str, home: str | None, as_json: bool, debug: bool) -> None:
 
 @main.command()
 @click.argument("name", default="last")
-@click.option("--traceback", is_flag=True, help="Show each one's traceback.")
+@click.option("--step", help="Those of this step or task.")
+@click.option("--error", help="Those of this exception or ones derived from it: ValueError, requests.exceptions.Timeout.")
+@click.option("--source", metavar="GLOB", help="Those of these inputs: a path, or a pattern such as '2024/**/*.pdf'.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="How many to list. [default: 100; JSON and CSV: all]")
+@click.option("--traceback", is_flag=True, help="Show what each one printed, and its traceback.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV, a row each. Spreadsheets should import it as text.")
 @_common
-def failures(name: str, traceback: bool, home: str | None, as_json: bool, debug: bool) -> None:
-    """List a run's dead letters: their causes first, then each record.
+def failures(
+    name: str,
+    limit: int | None,
+    traceback: bool,
+    as_csv: bool,
+    home: str | None,
+    as_json: bool,
+    debug: bool,
+    **which: str | None,
+) -> None:
+    """List what failed in a run: what the failures have in common first, then each one.
 
     \b
     parflow failures
-    parflow failures wordcount-261125 --traceback
+    parflow failures --step parse --error UnicodeError --traceback
+    parflow failures wordcount-261125 --source '**/2024/*.txt' --csv > failures.csv
     """
     with _errors(debug):
-        from parflow.api.runs import open_run
-        from parflow.views.words import cause_lines, counted, printable
+        from parflow.api.runs import letters_of, open_run
+        from parflow.views import failures as view
 
+        if as_csv and as_json:
+            raise UsageError("--csv or --json: one of them")
         opened = open_run(name, home)
-        letters = opened.dead_letters()
+        letters = letters_of(opened, **which)
         if as_json:
-            _say_json([asdict(letter) for letter in letters])
-            return
-        if not letters:
-            click.echo(f"run {opened.run_id} has no dead letters")
-            return
-        click.echo(f"{counted(len(letters), 'dead letter')} of run {opened.run_id}")
-        for line in cause_lines(letters):
-            click.echo(f"  {line}")
-        for letter in letters:
-            click.echo(
-                f"{printable(letter.record)}  {letter.step}  {letter.cause}: {letter.error}: {printable(letter.message)}"
-            )
-            if traceback and letter.traceback:
-                for line in letter.traceback.splitlines():
-                    click.echo(f"    {printable(line)}")
+            _say_json([letter.row() for letter in letters[:limit]])
+        elif as_csv:
+            _say(view.as_csv(letters[:limit]))
+        elif letters:
+            for line in view.told(opened.run_id, letters, limit=limit or 100, details=traceback):
+                click.echo(line)
+        else:
+            click.echo(f"run {opened.run_id} has no dead letters{' like that' if any(which.values()) else ''}")
 
 
 @main.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})

@@ -22,7 +22,7 @@ LAYERS = {
     "core": "errors model policies nodes",
     "storage": "errors model core",
     "runtime": "errors model policies nodes core storage",
-    "views": "model core",
+    "views": "errors model core",
     "api": "errors model policies nodes core storage runtime views",
     "cli": "errors model views api",
 }

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import parflow.errors
 from parflow.api.tasks import like
@@ -27,6 +27,10 @@ from parflow.runtime.values import load, unpickle_all
 from parflow.storage.journal import Journal, RunRow, Writer, this_process
 from parflow.storage.store import Store, open_store
 from parflow.storage.trust import private_folder
+from parflow.views.failures import Letter, choose, find_letters, frame
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 FAN_IN = 16
 INTERVAL = 0.2
@@ -164,17 +168,54 @@ class Run:
         binding = bind(self.state, address)
         return Records(self.store, binding.refs) if binding.form == "records" else load(binding, self.store)
 
-    def dead_letters(self) -> list[Failure]:
-        """Return what failed so far: of each stage, in input order, unusable inputs and then records; at last, calls."""
-        found: list[Failure] = []
-        for stage in self.state.stages:
-            found += [Failure(rejected.path, "read", "input", rejected.error, rejected.message) for rejected in stage.rejected]
-            letters = list(stage.lost)
-            for _, receipt in stage.receipts():
-                if receipt.failures is not None:
-                    letters += pickle.loads(self.store.get_checked(receipt.failures))
-            found += sorted(letters, key=lambda failure: (failure.chunk, failure.ordinal))
-        return found + [call.failure for call in self.state.calls if call.failure is not None]
+    def failures(
+        self, *, step: str | None = None, error: str | type | None = None, source: str | os.PathLike[str] | None = None
+    ) -> DataFrame:
+        """Return what failed so far as a table, a row each.
+
+        Of each stage, in input order, first unusable inputs and then records; at last, calls.
+
+        Parameters
+        ----------
+        step : str, optional
+            Those of this step or task.
+        error : str or exception class, optional
+            Those of this class, given by itself, its name or its qualified name, and of classes derived from it.
+        source : path-like, optional
+            Those of this input: its path, or a pattern with ``*`` and ``**``; without a folder it's held against file names.
+
+        Returns
+        -------
+        pandas.DataFrame
+            With columns ``record`` (what failed), ``source`` (the path of its input), ``step``, ``cause``, ``error`` (the
+            exception's class), ``message``, ``attempts`` (how often it was tried), ``preview`` (its beginning), ``output`` (the
+            end of what its code printed: 2,000 characters, for the first 100 of a piece), ``traceback``, ``chunk``, ``ordinal``
+            (its number there) and ``stage``; the last three are missing for calls.
+
+        Raises
+        ------
+        UsageError
+            When ``error`` is no class and no name.
+
+        Examples
+        --------
+        >>> import parflow as pf, tempfile
+        >>> run = pf.items(["1", "x"]).map(int).run(home=tempfile.mkdtemp(), isolation="inline", max_failures=1)
+        >>> run.failures(error="ValueError")[["record", "step", "attempts"]].values.tolist()
+        [['items[1]', 'int', 1]]
+        >>> len(run.failures(error=KeyError))
+        0
+        """
+        return frame(letters_of(self, step, error, source))
+
+    def dead_letters(
+        self, *, step: str | None = None, error: str | type | None = None, source: str | os.PathLike[str] | None = None
+    ) -> list[Failure]:
+        """Return what `failures` has as a list of `Failure`, which know their place and the exception's base classes as well.
+
+        Parameters are those of `failures`.
+        """
+        return [letter.failure for letter in letters_of(self, step, error, source)]
 
     def plan(self) -> Plan:
         """Return the plan that the run began with; what it has grown since is left out."""
@@ -348,6 +389,14 @@ class Run:
         assert self._executor is not None
         self._error = error
         self._executor.give_up(error)
+
+
+def letters_of(
+    run: Run, step: str | None = None, error: str | type | None = None, source: str | os.PathLike[str] | None = None
+) -> list[Letter]:
+    """Return what `Run.failures` has, with the stage and input of each."""
+    found = find_letters(run.state, lambda ref: pickle.loads(run.store.get_checked(ref)))
+    return choose(found, step, error, source)
 
 
 def fill(shape: Any, values: Sequence[Any]) -> Any:

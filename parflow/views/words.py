@@ -40,6 +40,26 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode("ascii") for c in text)
 
 
+def one_line(text: str, most: int = 200) -> str:
+    r"""Write the beginning of a stranger's text on one line.
+
+    >>> one_line("no such\n  column")
+    'no such column'
+    """
+    return printable(" ".join(text.split()))[:most]
+
+
+def letter_name(failure: Failure) -> str:
+    """Name what failed: a record, or the call of a task.
+
+    >>> letter_name(Failure("", "judge", "exception", "ValueError", "no", preview="3, 'x'"))
+    "call of judge(3, 'x')"
+    """
+    if failure.record:
+        return printable(failure.record)
+    return printable(f"call of {failure.step}" + (f"({failure.preview})" if failure.preview else ""))
+
+
 def summary(run: Run) -> str:
     """Say in words how a run stands."""
     state, status = run.state, run.status
@@ -76,8 +96,8 @@ def cause_lines(failures: Sequence[Failure], most: int = 5) -> list[str]:
     lines = []
     grouped = causes(failures)
     for first, count in grouped[:most]:
-        what = f"{first.step}: {first.error}: {printable(first.message)[:200]}"
-        lines.append(f"{count:,} × {what} ({'for example ' if count > 1 else ''}{printable(first.record)})")
+        what = f"{first.step}: {first.error}: {one_line(first.message)}"
+        lines.append(f"{count:,} × {what} ({'for example ' if count > 1 else ''}{letter_name(first)})")
     if len(grouped) > most:
         lines.append(f"… and {len(grouped) - most} more causes")
     return lines
