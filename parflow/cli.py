@@ -36,6 +36,13 @@ def _terminate(*_: Any) -> NoReturn:
     raise _Terminated
 
 
+def _leave(code: int) -> NoReturn:
+    """Exit; a signal that comes meanwhile, as children are ended, makes it shorter."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: os._exit(128 + number))
+    sys.exit(code)
+
+
 def _code_of(pressed: KeyboardInterrupt) -> int:
     return TERMINATED if isinstance(pressed, _Terminated) else INTERRUPTED
 
@@ -90,7 +97,7 @@ def _errors(debug: bool) -> Iterator[None]:
         yield
     except KeyboardInterrupt as pressed:
         click.echo("parflow: interrupted", err=True)
-        sys.exit(_code_of(pressed))
+        _leave(_code_of(pressed))
     except ParflowError as error:
         if debug:
             raise
@@ -302,7 +309,7 @@ def _follow(started: Run, *, as_json: bool, progress: bool | None) -> None:
             click.echo(_shorten(result))
         click.echo(f"report: {started.report()}", err=True)
         click.echo(f"look further: parflow show {started.run_id}; parflow failures {started.run_id}", err=True)
-    sys.exit(code)
+    _leave(code)
 
 
 def _shorten(result: Any, most: int = 20) -> str:
