@@ -1,6 +1,7 @@
 """The command line: arguments, exit codes and text; no logic.
 
-Exit codes: 0 the run succeeded; 1 it failed, or something went wrong; 2 the command makes no sense; 130 it was interrupted.
+Exit codes: 0 the run succeeded; 1 it failed, or something went wrong; 2 the command makes no sense; 130 it was interrupted
+(Ctrl-C), 143 terminated (SIGTERM).
 """
 
 from __future__ import annotations
@@ -8,12 +9,13 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import signal
 import sys
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -23,7 +25,26 @@ if TYPE_CHECKING:
     from parflow.api.runs import Run
     from parflow.api.tasks import Workflow
 
-SUCCESS, FAILURE, USAGE, INTERRUPTED = 0, 1, 2, 130
+SUCCESS, FAILURE, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: what a cluster sends before it takes a machine away. It does what Ctrl-C does."""
+
+
+def _terminate(*_: Any) -> NoReturn:
+    raise _Terminated
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit; a signal that comes meanwhile, as children are ended, makes it shorter."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: os._exit(128 + number))
+    sys.exit(code)
+
+
+def _code_of(pressed: KeyboardInterrupt) -> int:
+    return TERMINATED if isinstance(pressed, _Terminated) else INTERRUPTED
 
 
 class _Group(click.Group):
@@ -40,7 +61,16 @@ def _say_json(value: Any) -> None:
         text = orjson.dumps(value, default=_plain, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_PASSTHROUGH_DATACLASS).decode()
     except TypeError:  # what JSON allows and orjson doesn't: large integers, broken Unicode; and keys that are no text
         text = json.dumps(_text_keys(value), default=_plain)
-    click.echo(text)
+    _say(text + "\n")
+
+
+def _say(text: str) -> None:
+    """Print text for programs as it is; a terminal that gets it all the same obeys none of it."""
+    if sys.stdout.isatty():
+        from parflow.views.words import printable
+
+        text = "\n".join(map(printable, text.split("\n")))
+    click.echo(text.encode("utf-8", "backslashreplace"), nl=False)
 
 
 def _plain(value: Any) -> Any:
@@ -65,9 +95,9 @@ def _errors(debug: bool) -> Iterator[None]:
     """Say what went wrong in a sentence; parflow's own traceback is shown with ``--debug`` only."""
     try:
         yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as pressed:
         click.echo("parflow: interrupted", err=True)
-        sys.exit(INTERRUPTED)
+        _leave(_code_of(pressed))
     except ParflowError as error:
         if debug:
             raise
@@ -159,6 +189,7 @@ def run(
     parflow run recipes/wordcount.py --source 'texts/**/*.txt' --workers 2
     parflow run flows.py:sentiment --source data.jsonl --max-failures 0.01
     """
+    signal.signal(signal.SIGTERM, _terminate)
     with _errors(debug):
         from parflow.api.flows import load_flow, note_of
 
@@ -186,6 +217,7 @@ def resume(name: str, as_json: bool, debug: bool, progress: bool | None, **optio
     parflow resume last
     parflow resume wordcount-261125 --max-failures 3
     """
+    signal.signal(signal.SIGTERM, _terminate)
     with _errors(debug):
         from parflow.api.flows import plan_again
         from parflow.api.runs import find_run, status_of
@@ -206,10 +238,41 @@ def redrive(name: str, as_json: bool, debug: bool, progress: bool | None, **opti
     parflow redrive
     parflow redrive report-261125
     """
+    signal.signal(signal.SIGTERM, _terminate)
     with _errors(debug):
         from parflow.api.starting import redrive as go_on
 
         _follow(go_on(name, wait=False, **options), as_json=as_json, progress=progress)
+
+
+@main.command()
+@click.argument("name", default="last")
+@click.option("--now", is_flag=True, help="Abandon the records in hand, rather than wait for each child's next one.")
+@click.option("--compensate", is_flag=True, hidden=True, help="Ask for what was done to be undone.")
+@click.option("--wait/--no-wait", default=True, help="Wait for the run's end. [default: wait]")
+@_common
+def cancel(name: str, now: bool, compensate: bool, wait: bool, home: str | None, as_json: bool, debug: bool) -> None:
+    """Cancel run NAME, whichever process on this machine runs it; `parflow resume` goes on with it all the same.
+
+    \b
+    parflow cancel
+    parflow cancel wordcount-261125 --now
+    """
+    with _errors(debug):
+        from parflow.api.runs import open_run
+        from parflow.views.words import done_line
+
+        cancelled = open_run(name, home).cancel(now=now, compensate=compensate, wait=wait)
+        status = cancelled.status
+        if as_json:
+            stages = cancelled.state.stages
+            chunks = [chunk for stage in stages for chunk in stage.chunks]
+            done = sum(not chunk.pending for chunk in chunks)
+            _say_json({"run_id": cancelled.run_id, "status": status, "chunks": len(chunks), "done": done})
+        elif status == "cancelled":
+            click.echo(f"run {cancelled.run_id}: cancelled; {done_line(cancelled)}")
+        else:
+            click.echo(f"run {cancelled.run_id} is asked to end; it is {status}: parflow show {cancelled.run_id}")
 
 
 def _follow(started: Run, *, as_json: bool, progress: bool | None) -> None:
@@ -228,8 +291,8 @@ def _follow(started: Run, *, as_json: bool, progress: bool | None) -> None:
     try:
         shown = progress if progress is not None else (sys.stderr.isatty() and not as_json)
         show_progress(started) if shown else started.wait(say)
-    except KeyboardInterrupt:
-        code = INTERRUPTED
+    except KeyboardInterrupt as pressed:
+        code = _code_of(pressed)
     try:
         result = started.result()
         code = SUCCESS  # even if Ctrl-C was pressed: it was too late
@@ -246,7 +309,7 @@ def _follow(started: Run, *, as_json: bool, progress: bool | None) -> None:
             click.echo(_shorten(result))
         click.echo(f"report: {started.report()}", err=True)
         click.echo(f"look further: parflow show {started.run_id}; parflow failures {started.run_id}", err=True)
-    sys.exit(code)
+    _leave(code)
 
 
 def _shorten(result: Any, most: int = 20) -> str:
@@ -368,37 +431,47 @@ def show(name: str, home: str | None, as_json: bool, debug: bool) -> None:
 
 @main.command()
 @click.argument("name", default="last")
-@click.option("--traceback", is_flag=True, help="Show each one's traceback.")
+@click.option("--step", help="Those of this step or task.")
+@click.option("--error", help="Those of this exception or ones derived from it: ValueError, requests.exceptions.Timeout.")
+@click.option("--source", metavar="GLOB", help="Those of these inputs: a path, or a pattern such as '2024/**/*.pdf'.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="How many to list. [default: 100; JSON and CSV: all]")
+@click.option("--traceback", is_flag=True, help="Show what each one printed, and its traceback.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV, a row each. Spreadsheets should import it as text.")
 @_common
-def failures(name: str, traceback: bool, home: str | None, as_json: bool, debug: bool) -> None:
-    """List a run's dead letters: their causes first, then each record.
+def failures(
+    name: str,
+    limit: int | None,
+    traceback: bool,
+    as_csv: bool,
+    home: str | None,
+    as_json: bool,
+    debug: bool,
+    **which: str | None,
+) -> None:
+    """List what failed in a run: what the failures have in common first, then each one.
 
     \b
     parflow failures
-    parflow failures wordcount-261125 --traceback
+    parflow failures --step parse --error UnicodeError --traceback
+    parflow failures wordcount-261125 --source '**/2024/*.txt' --csv > failures.csv
     """
     with _errors(debug):
-        from parflow.api.runs import open_run
-        from parflow.views.words import cause_lines, counted, printable
+        from parflow.api.runs import letters_of, open_run
+        from parflow.views import failures as view
 
+        if as_csv and as_json:
+            raise UsageError("--csv or --json: one of them")
         opened = open_run(name, home)
-        letters = opened.failures()
+        letters = letters_of(opened, **which)
         if as_json:
-            _say_json([asdict(letter) for letter in letters])
-            return
-        if not letters:
-            click.echo(f"run {opened.run_id} has no dead letters")
-            return
-        click.echo(f"{counted(len(letters), 'dead letter')} of run {opened.run_id}")
-        for line in cause_lines(letters):
-            click.echo(f"  {line}")
-        for letter in letters:
-            click.echo(
-                f"{printable(letter.record)}  {letter.step}  {letter.cause}: {letter.error}: {printable(letter.message)}"
-            )
-            if traceback and letter.traceback:
-                for line in letter.traceback.splitlines():
-                    click.echo(f"    {printable(line)}")
+            _say_json([letter.row() for letter in letters[:limit]])
+        elif as_csv:
+            _say(view.as_csv(letters[:limit]))
+        elif letters:
+            for line in view.told(opened.run_id, letters, limit=limit or 100, details=traceback):
+                click.echo(line)
+        else:
+            click.echo(f"run {opened.run_id} has no dead letters{' like that' if any(which.values()) else ''}")
 
 
 @main.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})

@@ -28,7 +28,8 @@
     |   |-- TooManyFailuresError   more dead letters than max_failures
     |   |-- StepError              a step is broken as a whole
     |   |-- CallFailedError        a call failed that the result needs
-    |   `-- RunStoppedError        somebody stopped it; it can be resumed
+    |   |-- RunStoppedError        somebody stopped it; it can be resumed
+    |   `-- RunCancelledError      somebody cancelled it; it can be resumed all the same
     `-- RecordError                why one record became a dead letter
         |-- RecordTooLargeError    longer than max_record
         |-- InputChangedError      the file changed after it was listed
@@ -231,6 +232,12 @@ class RunStoppedError(RunError):
     """Somebody stopped the run."""
 
     template = "run {0} was stopped. Everything finished is kept; `parflow resume {0}` goes on."
+
+
+class RunCancelledError(RunError):
+    """Somebody cancelled the run."""
+
+    template = "run {0} was cancelled. Everything finished is kept; `parflow resume {0}` goes on if its result is wanted."
 
 
 class RecordError(ParflowError):

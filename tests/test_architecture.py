@@ -22,7 +22,7 @@ LAYERS = {
     "core": "errors model policies nodes",
     "storage": "errors model core",
     "runtime": "errors model policies nodes core storage",
-    "views": "model core",
+    "views": "errors model core",
     "api": "errors model policies nodes core storage runtime views",
     "cli": "errors model views api",
 }
@@ -48,6 +48,7 @@ NEVER = {
     "storage.journal": "parflow.core",
     "runtime.pipeline": f"{DASK} {JOURNAL} parflow.runtime.executor threading subprocess",
     "runtime.marker": OUTSIDE,
+    "runtime.prints": f"{DASK} {JOURNAL} threading subprocess",
     "runtime.steps": f"{DASK} {JOURNAL} asyncio threading subprocess",
     "runtime.flights": f"{DASK} {JOURNAL} subprocess",
     "runtime.instances": f"{DASK} {JOURNAL} subprocess",

@@ -9,23 +9,29 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import parflow.errors
 from parflow.api.tasks import like
 from parflow.core.bindings import bind
-from parflow.core.entries import STATUS_KINDS, decode
+from parflow.core.entries import STATUS_KINDS, RunEnded, decode, encode
 from parflow.core.history import RunState, fold
 from parflow.core.plan import Plan
-from parflow.errors import ResumeError, RunError
+from parflow.core.signals import StopRequested
+from parflow.errors import FencedError, ResumeError, RunError, RunOwnedError, UsageError
 from parflow.model import Address, Failure, Ref
 from parflow.runtime.executor import Executor
 from parflow.runtime.program import open_plan
 from parflow.runtime.values import load, unpickle_all
-from parflow.storage.journal import Journal, RunRow, Writer
+from parflow.storage.journal import Journal, RunRow, Writer, this_process
 from parflow.storage.store import Store, open_store
 from parflow.storage.trust import private_folder
+from parflow.views.failures import Letter, choose, find_letters, frame
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 FAN_IN = 16
 INTERVAL = 0.2
@@ -138,7 +144,7 @@ class Run:
 
     @property
     def status(self) -> str:
-        """``running``, ``succeeded``, ``failed`` or ``stopped``; ``lost`` when its process ended without a word."""
+        """``running``, ``succeeded``, ``failed``, ``stopped``, ``cancelled``; ``lost`` if its process ended without a word."""
         if self._executor is not None:
             unended = self._over.is_set() and self.state.ended is None  # the journal didn't take its end
             return "lost" if unended else self.state.status
@@ -150,7 +156,7 @@ class Run:
         Raises
         ------
         RunError
-            When the run failed or was stopped; everything finished is kept, and the message says how to go on.
+            When the run failed, or was stopped or cancelled; everything finished is kept, and the message says how to go on.
         """
         self.wait()
         ended = self.state.ended
@@ -168,17 +174,54 @@ class Run:
         binding = bind(self.state, address)
         return Records(self.store, binding.refs) if binding.form == "records" else load(binding, self.store)
 
-    def failures(self) -> list[Failure]:
-        """Return what failed so far: of each stage, in input order, unusable inputs and then records; at last, calls."""
-        found: list[Failure] = []
-        for stage in self.state.stages:
-            found += [Failure(rejected.path, "read", "input", rejected.error, rejected.message) for rejected in stage.rejected]
-            letters = list(stage.lost)
-            for _, receipt in stage.receipts():
-                if receipt.failures is not None:
-                    letters += pickle.loads(self.store.get_checked(receipt.failures))
-            found += sorted(letters, key=lambda failure: (failure.chunk, failure.ordinal))
-        return found + [call.failure for call in self.state.calls if call.failure is not None]
+    def failures(
+        self, *, step: str | None = None, error: str | type | None = None, source: str | os.PathLike[str] | None = None
+    ) -> DataFrame:
+        """Return what failed so far as a table, a row each.
+
+        Of each stage, in input order, first unusable inputs and then records; at last, calls.
+
+        Parameters
+        ----------
+        step : str, optional
+            Those of this step or task.
+        error : str or exception class, optional
+            Those of this class, given by itself, its name or its qualified name, and of classes derived from it.
+        source : path-like, optional
+            Those of this input: its path, or a pattern with ``*`` and ``**``; without a folder it's held against file names.
+
+        Returns
+        -------
+        pandas.DataFrame
+            With columns ``record`` (what failed), ``source`` (the path of its input), ``step``, ``cause``, ``error`` (the
+            exception's class), ``message``, ``attempts`` (how often it was tried), ``preview`` (its beginning), ``output`` (the
+            end of what its code printed: 2,000 characters, for the first 100 of a piece), ``traceback``, ``chunk``, ``ordinal``
+            (its number there) and ``stage``; the last three are missing for calls.
+
+        Raises
+        ------
+        UsageError
+            When ``error`` is no class and no name.
+
+        Examples
+        --------
+        >>> import parflow as pf, tempfile
+        >>> run = pf.items(["1", "x"]).map(int).run(home=tempfile.mkdtemp(), isolation="inline", max_failures=1)
+        >>> run.failures(error="ValueError")[["record", "step", "attempts"]].values.tolist()
+        [['items[1]', 'int', 1]]
+        >>> len(run.failures(error=KeyError))
+        0
+        """
+        return frame(letters_of(self, step, error, source))
+
+    def dead_letters(
+        self, *, step: str | None = None, error: str | type | None = None, source: str | os.PathLike[str] | None = None
+    ) -> list[Failure]:
+        """Return what `failures` has as a list of `Failure`, which know their place and the exception's base classes as well.
+
+        Parameters are those of `failures`.
+        """
+        return [letter.failure for letter in letters_of(self, step, error, source)]
 
     def plan(self) -> Plan:
         """Return the plan that the run began with; what it has grown since is left out."""
@@ -219,6 +262,9 @@ class Run:
     def wait(self, watch: Callable[[int], Any] | None = None) -> Run:
         """Wait for the end. Ctrl-C once: what is in flight yields, and the run can be resumed. Twice: at once.
 
+        Other signals are the program's own: for a script that is to end gently on SIGTERM, have its handler raise
+        ``KeyboardInterrupt``. (The command line does so.)
+
         Parameters
         ----------
         watch : callable, optional
@@ -230,24 +276,91 @@ class Run:
             When the run has ended, if it was pressed.
         """
         presses = 0
+        first: KeyboardInterrupt | None = None
         while not self._over.is_set():
             try:
                 if watch is not None:
                     watch(presses)
                 self._over.wait(INTERVAL)
-            except KeyboardInterrupt:
-                presses += 1
+            except KeyboardInterrupt as pressed:
+                first, presses = first or pressed, presses + 1
                 self.stop(now=presses > 1)
         if watch is not None:
             watch(presses)
-        if presses:
-            raise KeyboardInterrupt
+        if first is not None:
+            raise first
         return self
 
     def stop(self, *, now: bool = False) -> None:
-        """Stop the run: at the next record of what is in flight, or (``now``) at once."""
+        """Stop the run of this process: at the next record of what is in flight, or (``now``) at once."""
         if self._executor is not None:
-            self._executor.stop(now=now)
+            self._executor.stop(StopRequested(now))
+
+    def cancel(self, *, now: bool = False, compensate: bool = False, wait: bool = True) -> Run:
+        """Cancel the run, whichever process on this machine it runs in; one that nobody runs ends here and now.
+
+        Nothing more of it begins, and what is in flight comes back at its next record. What is finished is kept:
+        `resume` goes on if the result is wanted after all.
+
+        Parameters
+        ----------
+        now : bool
+            Abandon the records in hand instead.
+        compensate : bool
+            Ask for what was done to be undone, too.
+        wait : bool
+            Wait for the run's end.
+
+        Returns
+        -------
+        Run
+            The same run.
+
+        Raises
+        ------
+        UsageError
+            When it has ended already.
+
+        Examples
+        --------
+        >>> import parflow as pf, tempfile, time
+        >>> slow = pf.items([0.1] * 100, chunk_records=1).map(time.sleep)
+        >>> slow.run(home=tempfile.mkdtemp(), isolation="inline", wait=False).cancel().status
+        'cancelled'
+        """
+        if self._executor is not None and not self._over.is_set():
+            self._executor.stop(StopRequested(now, "cancelled", compensate))
+            status = self.wait().status if wait else "cancelled"
+        else:
+            status = self._cancel_elsewhere({"now": now, "compensate": compensate}, wait=wait)
+            self._executor, self._loaded = None, None  # the journal knows better now
+        if status != "cancelled":
+            raise UsageError(f"run {self.run_id} has ended already ({status}): there is nothing to cancel")
+        return self
+
+    def _cancel_elsewhere(self, request: dict[str, Any], *, wait: bool) -> str:
+        """Ask the run's owner to cancel it, or do it in its place; returns how the run has ended."""
+        asked = None
+        journal = open_home(self.home)
+        try:
+            while True:
+                row = journal.find(self.run_id, STATUS_KINDS)
+                status, epoch = status_of(row), row.lease.epoch if row.lease is not None else 0
+                if status == "cancelled" and asked is None:
+                    return "cancelled before"
+                if status not in ("running", "stopped", "lost"):
+                    return status
+                with suppress(FencedError, RunOwnedError):  # another owner came between: look again
+                    if status != "running":
+                        _end_as_cancelled(journal, self.run_id)
+                    elif epoch != asked:
+                        journal.ask(self.run_id, epoch, request, time.time())
+                    asked = epoch
+                    if status != "running" or not wait:
+                        return "cancelled"
+                time.sleep(INTERVAL)
+        finally:
+            journal.close()
 
     def timings(self) -> dict[str, float]:
         """Return seconds since 1970 of what happened in this process: ``started``, ``first_chunk``."""
@@ -258,9 +371,12 @@ class Run:
         executor = self._executor
         assert executor is not None
 
+        def asked(request: dict[str, Any]) -> None:
+            executor.stop(StopRequested(request["now"], "cancelled", request["compensate"]))
+
         def live() -> None:
             try:
-                writer = Writer(journal, self.run_id, epoch, executor.durable, self._journal_broke)
+                writer = Writer(journal, self.run_id, epoch, executor.durable, self._journal_broke, on_request=asked)
                 try:
                     executor.run(writer)
                 finally:
@@ -281,6 +397,14 @@ class Run:
         self._executor.give_up(error)
 
 
+def letters_of(
+    run: Run, step: str | None = None, error: str | type | None = None, source: str | os.PathLike[str] | None = None
+) -> list[Letter]:
+    """Return what `Run.failures` has, with the stage and input of each."""
+    found = find_letters(run.state, lambda ref: pickle.loads(run.store.get_checked(ref)))
+    return choose(found, step, error, source)
+
+
 def fill(shape: Any, values: Sequence[Any]) -> Any:
     """Put values in the places of their numbers, in the structure that a workflow returned."""
     if isinstance(shape, bool) or shape is None:
@@ -298,6 +422,17 @@ def status_of(row: RunRow) -> str:
         entry = decode(row.status, row.status_body or b"{}")
         return str(getattr(entry, "status", "lost"))
     return "running" if row.lease is not None and row.lease.alive else "lost"
+
+
+def _end_as_cancelled(journal: Journal, run_id: str) -> None:
+    """Take a run over that nobody runs, and write its end; `FencedError` when it came to another end meanwhile."""
+    epoch = journal.acquire(run_id, this_process(), time.time())
+    try:
+        if status_of(journal.find(run_id, STATUS_KINDS)) not in ("running", "stopped"):
+            raise FencedError(run_id, epoch, epoch)
+        journal.append(run_id, epoch, [encode(RunEnded("cancelled", "RunCancelledError", (run_id,)))], time.time())
+    finally:
+        journal.release(run_id, epoch)
 
 
 def find_code(row: RunRow) -> None:

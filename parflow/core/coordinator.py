@@ -192,8 +192,8 @@ class Coordinator:
                 self._rang(bell)
             case Broke(error, arguments):
                 self._end("failed", error, *arguments)
-            case StopRequested(now):
-                self._end("stopped", "RunStoppedError", self.run_id)
+            case StopRequested(now, status):
+                self._end(status, "RunCancelledError" if status == "cancelled" else "RunStoppedError", self.run_id)
                 if now:
                     self.inflight.clear()
 

@@ -25,7 +25,7 @@ from parflow.model import (
     to_json,
 )
 
-Status = Literal["running", "succeeded", "failed", "stopped"]
+Status = Literal["running", "succeeded", "failed", "stopped", "cancelled"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +201,7 @@ class Grown:
 class RunEnded:
     """The coordinator ended the run; a run that didn't succeed can be resumed."""
 
-    status: Literal["succeeded", "failed", "stopped"]
+    status: Literal["succeeded", "failed", "stopped", "cancelled"]
     error: str = ""
     arguments: tuple[Any, ...] = ()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from parflow.core.entries import ChunksListed, Entry, Published, RunEnded
 from parflow.model import Job, Receipt
@@ -74,9 +75,15 @@ class Broke:
 
 @dataclass(frozen=True, slots=True)
 class StopRequested:
-    """Somebody wants the run to stop: chunks in flight yield, or (``now``) are abandoned."""
+    """Somebody wants the run to stop: chunks in flight yield, or (``now``) are abandoned.
+
+    ``status`` is how the run ends: stopped for now, or cancelled, since nobody wants its result any more; ``compensate`` asks
+    for what was done to be undone.
+    """
 
     now: bool = False
+    status: Literal["stopped", "cancelled"] = "stopped"
+    compensate: bool = False
 
 
 Stimulus = SlotsChanged | Listed | BatchReturned | BatchLost | Durable | SinkPublished | Rang | Broke | StopRequested

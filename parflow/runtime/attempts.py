@@ -15,7 +15,7 @@ from typing import Any
 from parflow.model import Counts
 from parflow.nodes import Task
 from parflow.policies import Retry
-from parflow.runtime.marker import CALL, OFFSET, ORDINAL, STEP, STOP, WAITING, Marker
+from parflow.runtime.marker import CALL, OFFSET, ORDINAL, STEP, STOP, WAITING, YIELD, Marker
 
 _TRIED = "_parflow_tried"
 
@@ -158,7 +158,7 @@ class Attempts:
         self.watch.count(self.name, Counts(calls=1, bad=int(bad)))
         if self.breaker.opens(sum(self.recent), len(self.recent)):
             self.watch.tripped = self.name
-            self.marker[STOP] = 1
+            self.marker[STOP] = self.marker[STOP] or YIELD
 
     def _failed(self, error: BaseException, errors: list[str], before: int, spent: float) -> float:
         """Take note of a failed attempt; returns the seconds before the next one, or raises the error when there is none."""

@@ -15,8 +15,9 @@ from parflow.errors import RecordMemoryError
 from parflow.model import CallKind, Cause, Chunk, Cursor, Failure, Receipt, Ref, Tally, quick
 from parflow.nodes import Arguments, Task, is_plain
 from parflow.runtime.attempts import Unproven, Watch, policies, tried
-from parflow.runtime.marker import CALL, CLOSING, STEP, STOP, put
+from parflow.runtime.marker import CALL, CLOSING, STEP, put
 from parflow.runtime.pipeline import Context, describe, keep_bytes, pickled, preview, trace_of
+from parflow.runtime.prints import PRINTS
 from parflow.runtime.program import grown
 from parflow.runtime.values import filled
 from parflow.storage.sources.items import ItemsSource
@@ -90,8 +91,6 @@ def run_call(task: Task, given: Given, context: Context, earlier: int = 0) -> Re
         made = {"status": "stopped", "cursor": Cursor()}
     except (Exception, SystemExit) as error:  # noqa: BLE001 - user code may raise anything
         made = {"failure": _failure(task, error, "exception", args, error)}
-    if marker[STOP] and watch.tripped:
-        marker[STOP] = 0  # a call is whole: those behind it are the coordinator's to hold back
     spent = Tally(seconds=time.perf_counter() - clock)
     return Receipt(**{"status": "done"} | made, tally=spent, started=started, steps=watch.steps, tripped=watch.tripped)
 
@@ -180,5 +179,5 @@ def _find(value: Any, above: tuple[int, ...] = ()) -> Any:
 
 def _failure(task: Task, error: BaseException, cause: Cause, args: Sequence[Any], where: BaseException) -> Failure:
     shown = ", ".join(preview(item) for item in args[:5])
-    known: dict[str, Any] = {"traceback": trace_of(where), "preview": shown[:400], **tried(error)}
+    known: dict[str, Any] = {"traceback": trace_of(where), "preview": shown[:400], **tried(error), "output": PRINTS.of(0)}
     return describe(error, record="", step=task.name, cause=cause, **known)

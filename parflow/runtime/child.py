@@ -24,7 +24,8 @@ import sys
 from typing import Any, NoReturn
 
 from parflow.errors import Cancelled
-from parflow.runtime.marker import WORDS, late
+from parflow.runtime.marker import LEAVE, STOP, WORDS, late
+from parflow.runtime.prints import PRINTS
 
 HEADER = struct.Struct("<Q")
 MARKER_BYTES = 8 * WORDS
@@ -61,7 +62,9 @@ def serve(control: int) -> NoReturn:
     A message is JSON: ``import`` modules, ``fork`` a child (its socket, marker and log come along as descriptors; the answer
     is its pid), ``wait`` for one that has ended (the answer is its exit code, negative for a signal).
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):  # whoever ends a whole group of processes means the coordinator
+        signal.signal(number, signal.SIG_IGN)
+    PRINTS.listen()
     parent = os.getppid()
     importlib.import_module("parflow.runtime.worker")  # what each child needs, once for all of them
     sock = socket.socket(fileno=control)
@@ -165,8 +168,6 @@ def _redirect(log: int) -> None:
     os.dup2(null, 0)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    sys.stdout = open(1, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
-    sys.stderr = open(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
 
 
 def _limit(memory: int) -> None:
@@ -176,13 +177,14 @@ def _limit(memory: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (used + memory, used + memory))
 
 
-def _cancelled(*_: Any) -> None:
+def _cancelled(marker: Any) -> None:
     """Tell the user's code that nobody waits for it any more: what it opened is closed on the way out.
 
+    That is for its supervisor to say; from anybody else the signal is meant for the coordinator, which hears it as well.
     Coroutines that wait are told when the child leaves: a raise in the midst of the event loop would be lost there.
     """
     flights: Any = sys.modules.get("parflow.runtime.flights")
-    if flights is None or not flights.LOOP.interrupt():
+    if marker[STOP] == LEAVE and (flights is None or not flights.LOOP.interrupt()):
         raise Cancelled
 
 
@@ -190,7 +192,8 @@ def _run(sock: socket.socket, marker: Any) -> NoReturn:
     from parflow.runtime.worker import Opened, run_jobs
 
     opened = Opened()
-    signal.signal(signal.SIGTERM, _cancelled)
+    PRINTS.marker = marker
+    signal.signal(signal.SIGTERM, lambda *_: _cancelled(marker))
     signal.signal(signal.SIGUSR1, lambda *_: late(marker))
     try:
         while (message := receive(sock)) is not None:

@@ -156,9 +156,9 @@ class Executor:
         self.problem = error
         self.inbox.put(None)
 
-    def stop(self, *, now: bool = False) -> None:
-        """Stop the run: at the next record, or at once."""
-        self.inbox.put(StopRequested(now))
+    def stop(self, request: StopRequested) -> None:
+        """Stop the run."""
+        self.inbox.put(request)
 
     # --- the loop --------------------------------------------------------------------------------------------------------
 
@@ -365,7 +365,8 @@ class Executor:
             return receipt
         at = receipt.cursor
         record = str(self.program.stages[job.stage].source.record_id(job.chunk.parts[at.part], at.offset))
-        return replace(receipt, failure=replace(receipt.failure, record=record, chunk=job.chunk.index))
+        named = replace(receipt.failure, record=record, chunk=job.chunk.index, part=at.part, offset=at.offset)
+        return replace(receipt, failure=named)
 
     def _list(self, number: int, skip: int) -> None:
         """Report a stage's input in blocks; what an earlier coordinator listed is compared and passed over."""

@@ -1,18 +1,22 @@
-"""The marker: ten 64-bit words, shared with whoever supervises, that say which record is in hand."""
+"""The marker: twelve 64-bit words, shared with whoever supervises, that say which record is in hand."""
 
 from __future__ import annotations
 
 from collections.abc import MutableSequence
 from typing import TypeAlias
 
-STOP, JOB, ORDINAL, PART, OFFSET, STEP, CALL, HELD, ARMED, LATE = range(10)
-"""Please stop; number of the job in hand (from 1); the record's place; step in hand; calls begun; who else is in hand; whether
-a call may be told that it takes too long; the number of the call that does.
+STOP, JOB, ORDINAL, PART, OFFSET, STEP, CALL, HELD, SPOKE, SINCE, ARMED, LATE = range(12)
+"""Please stop; number of the job in hand (from 1); the record's place; step in hand; calls begun; who else is in hand; whose
+output (ordinal + 1) the child's file ends with, and where it begins there; whether a call may be told that it takes too long;
+the number of the call that does.
 
 While ``HELD`` is not 0, other records are in hand and the named one is only the first suspect: what ends the child is
 held against none of them before it has run alone.
 """
-WORDS = 10
+WORDS = 12
+
+YIELD, LEAVE = 1, 2
+"""Values of ``STOP``: come back at the next record; or at once, since nobody waits for the batch any more."""
 
 GUESS, KEPT = 1, 2
 """Bits of ``HELD``: the record may be another one of its batch or window; a step keeps records while the next is read."""

@@ -37,11 +37,13 @@ from parflow.model import (
 from parflow.runtime.attempts import TERMS, Attempts, Terms, Unproven, Watch, policies, tried
 from parflow.runtime.marker import CLOSING, DECODING, HELD, OFFSET, ORDINAL, PART, READING, STEP, STOP, Marker, Place, put, take
 from parflow.runtime.places import Places
+from parflow.runtime.prints import PRINTS, TRACE
 from parflow.runtime.steps import Batches, Door, Fail, Keeps, door, fan_out, plain
 from parflow.storage.disk import unwritable
 
 PREVIEW = 200
 TRACEBACKS = 100
+"""How many dead letters of a piece have their traceback and output."""
 TABLE_ROWS = 65_536
 """Rows of the tables that are read for steps that want tables, at the most."""
 
@@ -112,7 +114,7 @@ def trace_of(error: BaseException) -> str:
     tb = error.__traceback__
     while tb is not None and tb.tb_frame.f_globals.get("__name__", "").startswith("parflow."):
         tb = tb.tb_next
-    return "".join(traceback.format_exception(type(error), error, tb))[-4000:]
+    return "".join(traceback.format_exception(type(error), error, tb))[-TRACE:]
 
 
 class DeadLetters:
@@ -142,14 +144,17 @@ class DeadLetters:
         """Set the record in hand aside; out of memory, give the whole piece up."""
         if isinstance(error, MemoryError):
             raise OutOfMemory from error
-        trace = trace_of(error) if cause == "exception" and len(self.items) < TRACEBACKS else ""
+        told = len(self.items) < TRACEBACKS
+        trace = trace_of(error) if cause == "exception" and told else ""
         self.watch.count(self.stage.label(step), Counts(failed=1))
         if cause == "exception" and isinstance(error, RecordTimeoutError):  # the trace says where it was
             cause, self.late = "timeout", True
-        self.items.append(self.describe(step, error, cause, trace, record, at or self.in_hand()))
+        self.items.append(self.describe(step, error, cause, trace, record, at or self.in_hand(), told=told))
 
-    def describe(self, step: int, error: BaseException, cause: Cause, trace: str, record: Any, at: Cursor) -> Failure:
-        """Make the dead letter of the record at a place."""
+    def describe(
+        self, step: int, error: BaseException, cause: Cause, trace: str, record: Any, at: Cursor, *, told: bool = True
+    ) -> Failure:
+        """Make the dead letter of the record at a place, with what it printed if that is to be ``told``."""
         return describe(
             error,
             record=self.name(at),
@@ -161,6 +166,7 @@ class DeadLetters:
             ordinal=at.ordinal,
             part=at.part,
             offset=at.offset,
+            output=PRINTS.of(at.ordinal) if told else "",
             **tried(error),
         )
 

@@ -35,6 +35,7 @@ from parflow.runtime.marker import (
     HELD,
     JOB,
     LATE,
+    LEAVE,
     OFFSET,
     ORDINAL,
     PART,
@@ -42,8 +43,10 @@ from parflow.runtime.marker import (
     STEP,
     STOP,
     WORDS,
+    YIELD,
 )
 from parflow.runtime.pipeline import describe
+from parflow.runtime.prints import left_behind
 from parflow.runtime.worker import Batch, Opened, run_jobs
 
 POLL, WATCHFUL_POLL = 0.25, 0.05
@@ -165,11 +168,6 @@ class Child:
             return 0
         return (int(fields[1]) - int(fields[2])) * mmap.PAGESIZE
 
-    def tail(self, size: int = 3000) -> str:
-        """Return the end of what the child printed."""
-        end = os.fstat(self.log).st_size
-        return os.pread(self.log, size, max(0, end - size)).decode("utf-8", "replace")
-
     def trim(self) -> None:
         """Throw away what a flooding child printed."""
         if os.fstat(self.log).st_size > LOG_BYTES:
@@ -273,11 +271,14 @@ class Sandbox:
 
     def stop(self, names: tuple[str, ...]) -> None:
         """Ask batches to come back at their next record; those that have not begun won't."""
+        self._ask(names, YIELD)
+
+    def _ask(self, names: tuple[str, ...], how: int) -> None:
         with self.lock:
             self.stopped.update(names)
-            markers = [self.markers[name] for name in names if name in self.markers]
-        for marker in markers:
-            marker[STOP] = 1
+            for name in names:
+                if name in self.markers:
+                    self.markers[name][STOP] = max(how, self.markers[name][STOP])
 
     def kill(self, names: tuple[str, ...]) -> None:
         """End batches at once: the records in hand are lost with their children."""
@@ -291,7 +292,7 @@ class Sandbox:
         late.start()
 
     def _signal(self, names: tuple[str, ...], number: signal.Signals) -> None:
-        self.stop(names)
+        self._ask(names, LEAVE)
         with self.lock:  # while it's held, a child that works on one of them goes to no other batch
             for name in names:
                 if name in self.working:
@@ -332,7 +333,7 @@ class Sandbox:
     def _inline(self, batch: Batch, receipts: list[Receipt | None]) -> None:
         marker = array("Q", bytes(8 * WORDS))
         self._watchable(batch, marker)
-        timer = threading.Timer(batch.slice, marker.__setitem__, (STOP, 1))
+        timer = threading.Timer(batch.slice, marker.__setitem__, (STOP, YIELD))
         timer.daemon = True
         timer.start()
         try:
@@ -347,7 +348,7 @@ class Sandbox:
             if child is not None:
                 self.working[batch.name] = child
             if batch.name in self.stopped:
-                marker[STOP] = 1
+                marker[STOP] = YIELD
 
     def _isolated(self, batch: Batch, first: int, receipts: list[Receipt | None], began: float) -> int:
         """Give the jobs from ``first`` on to one child; returns the number of the job after the last that it answered."""
@@ -404,7 +405,7 @@ class Sandbox:
                 continue
             now = time.monotonic()
             if now - began > batch.slice:
-                marker[STOP] = 1
+                marker[STOP] = marker[STOP] or YIELD
             if limits:
                 hand = (marker[JOB], marker[ORDINAL], marker[CALL], marker[STEP])
                 limit = batch.timeouts[hand[3]] if hand[3] < len(batch.timeouts) else None
@@ -446,11 +447,11 @@ def _obituary(child: Child, batch: Batch, cause: Any, error: ParflowError, drop:
     """Say what became of the job that a child had in hand when it ended. The record's name is the coordinator's to add."""
     marker = child.marker
     at, step = Cursor(marker[ORDINAL], marker[PART], marker[OFFSET]), marker[STEP]
-    trace = child.tail()
+    job = batch.jobs[marker[JOB] - 1]
+    output, trace = left_behind(child.log, marker, alone=job.alone)
     code = drop(child)
     if cause == "crash" and code != -signal.SIGKILL:
         error = RecordCrashedError(f"exit code {code}" if code >= 0 else f"signal {-code} ({signal.Signals(-code).name})")
-    job = batch.jobs[marker[JOB] - 1]
     if cause == "timeout" and marker[HELD] and isinstance(job, ChunkJob) and not job.piece.alone:
         cause = "crash"  # it may be another one's fault: only a record that is alone is condemned
     if step == READING and isinstance(job, ChunkJob):
@@ -459,7 +460,8 @@ def _obituary(child: Child, batch: Batch, cause: Any, error: ParflowError, drop:
         else:
             cause = "input"  # no record was in hand: what kills is the rest of the part that it read
     label = batch.labels[step] if step < len(batch.labels) else batch.labels[0]
-    failure = describe(error, record="", step=label, cause=cause, traceback=trace, ordinal=at.ordinal)
+    known = {"traceback": trace, "output": output, "ordinal": at.ordinal}
+    failure = describe(error, record="", step=label, cause=cause, **known)
     return Receipt("died", cursor=None if step == CLOSING else at, failure=failure, tally=Tally())
 
 

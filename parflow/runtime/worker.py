@@ -31,6 +31,7 @@ from parflow.runtime.calls import Given, run_call
 from parflow.runtime.instances import Instances
 from parflow.runtime.marker import JOB, STEP, STOP, Marker
 from parflow.runtime.pipeline import Broken, Context, describe, run_merge, run_piece
+from parflow.runtime.prints import PRINTS
 from parflow.runtime.program import read_code
 from parflow.storage.store import Store, open_store
 
@@ -155,6 +156,7 @@ def run_jobs(batch: Batch, first: int, opened: Opened, marker: Marker) -> Iterat
                 code = opened.code(batch)
             else:
                 code = opened.task(batch) if isinstance(job, CallJob) else opened.stage(batch)
+            PRINTS.begin()
             marker[JOB] = number + 1
             receipt = _run_job(batch, number, code, opened.store(batch.store), marker)
         except Broken as broken:

@@ -21,7 +21,7 @@ from parflow.errors import FencedError, JournalError, RunNotFoundError, RunOwned
 from parflow.storage.disk import room
 from parflow.storage.trust import check_private, network_type, private_folder, sync_folder
 
-VERSION = 1
+VERSION = 2
 """Of the tables below; kept in the file as its ``user_version``."""
 
 PATIENCE = 60.0
@@ -46,6 +46,16 @@ CREATE TABLE leases (
     host TEXT NOT NULL, boot_id TEXT NOT NULL, pid INTEGER NOT NULL, started REAL NOT NULL
 ) WITHOUT ROWID;
 """
+
+_REQUESTS = """
+CREATE TABLE IF NOT EXISTS requests (
+    run_id TEXT PRIMARY KEY, epoch INTEGER NOT NULL, at REAL NOT NULL, body TEXT NOT NULL
+) WITHOUT ROWID;
+"""
+"""What others ask of a run's owner, who has that epoch; came with version 2."""
+
+LOOK = 1.0
+"""Seconds between two looks of an owner for what is asked of it."""
 
 _RUNS = """
 SELECT runs.run_id, flow, created, note, status.kind, status.body, epoch, expires, host, boot_id, pid, started
@@ -253,6 +263,17 @@ class Journal:
         )
         return epoch
 
+    def ask(self, run_id: str, epoch: int, request: dict[str, Any], at: float) -> None:
+        """Ask something of a run's owner, in place of what it was asked before; `FencedError` when the run has another one."""
+        with self._transaction() as db:
+            self._check_epoch(run_id, epoch)
+            db.execute("INSERT OR REPLACE INTO requests VALUES (?, ?, ?, ?)", (run_id, epoch, at, json.dumps(request)))
+
+    def asked(self, run_id: str, epoch: int) -> dict[str, Any] | None:
+        """Return what is asked of the owner that has this epoch."""
+        rows = self._rows("SELECT body FROM requests WHERE run_id = ? AND epoch = ?", run_id, epoch)
+        return dict(json.loads(rows[0][0])) if rows else None
+
     def renew(self, run_id: str, epoch: int, now: float, ttl: float = 30.0) -> None:
         """Keep a run for ``ttl`` seconds from ``now``; raise `FencedError` when it has another owner."""
         self._set_expiry(run_id, epoch, now + ttl)
@@ -340,12 +361,15 @@ class Journal:
             )
         if version < 1:
             raise JournalError(f"{self.path} is not a journal of parflow. Move it away, or set PARFLOW_HOME to another folder.")
+        if version < VERSION:
+            self._db.executescript(f"BEGIN IMMEDIATE; {_REQUESTS} PRAGMA user_version = {VERSION}; COMMIT")
 
 
 class Writer:
     """Appends to a run from a thread of its own: what is handed in during one commit goes into the next as a whole.
 
-    It also keeps the lease: it renews it three times per ``ttl``, whether or not there is something to write.
+    It also keeps the lease: it renews it three times per ``ttl``, whether or not there is something to write. About
+    once a second it looks for what others ask of the run's owner.
 
     Parameters
     ----------
@@ -356,6 +380,8 @@ class Writer:
         first one handed in.
     on_error : callable
         Called once, in the writer's thread, when writing failed for good. Later calls of `append` and `flush` raise the error.
+    on_request : callable, optional
+        Called in the writer's thread with each thing that is asked of the owner.
     ttl : float
         Seconds that the lease is renewed for.
     clock : callable
@@ -384,10 +410,13 @@ class Writer:
         on_error: Callable[[BaseException], None],
         ttl: float = 30.0,
         clock: Callable[[], float] = time.time,
+        on_request: Callable[[dict[str, Any]], None] = lambda _: None,
     ) -> None:
         self._journal, self._run_id, self._epoch = journal, run_id, epoch
         self._on_durable, self._on_error = on_durable, on_error
         self._ttl, self._clock = ttl, clock
+        self._on_request = on_request
+        self._request: dict[str, Any] | None = None
         self._changed = threading.Condition()
         self._queue: list[tuple[str, bytes]] = []
         self._tickets = 0
@@ -428,12 +457,15 @@ class Writer:
 
     def _work(self) -> None:
         try:
-            renewed = time.monotonic()
+            renewed = looked = time.monotonic()
             while True:
                 batch, last = self._take()
                 if time.monotonic() - renewed >= self._ttl / 3:
                     self._journal.renew(self._run_id, self._epoch, self._clock(), self._ttl)
                     renewed = time.monotonic()
+                if time.monotonic() - looked >= LOOK:
+                    self._look()
+                    looked = time.monotonic()
                 if batch:
                     self._journal.append(self._run_id, self._epoch, batch, self._clock())
                     done = self._durable + len(batch)
@@ -449,9 +481,15 @@ class Writer:
                 self._changed.notify_all()
             self._on_error(error)
 
+    def _look(self) -> None:
+        request = self._journal.asked(self._run_id, self._epoch)
+        if request is not None and request != self._request:
+            self._request = request
+            self._on_request(request)
+
     def _take(self) -> tuple[list[tuple[str, bytes]], bool]:
         with self._changed:
-            self._changed.wait_for(lambda: self._queue or self._closing, timeout=self._ttl / 3)
+            self._changed.wait_for(lambda: self._queue or self._closing, timeout=min(LOOK, self._ttl / 3))
             batch, self._queue = self._queue, []
             return batch, self._closing
 
@@ -467,7 +505,7 @@ def _create(path: str) -> None:
     try:
         with closing(_connect(unfinished)) as db:
             db.execute("PRAGMA journal_mode = WAL")
-            db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {VERSION}; COMMIT")
+            db.executescript(f"BEGIN; {_SCHEMA} {_REQUESTS} PRAGMA user_version = {VERSION}; COMMIT")
         with suppress(FileExistsError):
             os.link(unfinished, path)
     finally:

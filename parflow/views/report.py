@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from parflow.views.numbers import call_numbers, causes, slowest, stage_numbers
 from parflow.views.picture import html_of
-from parflow.views.words import printable, summary
+from parflow.views.words import letter_name, printable, summary
 
 if TYPE_CHECKING:
     from parflow.api.runs import Run
@@ -18,7 +18,7 @@ _PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name
 <title>{title}</title><style>
 body{{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}}
 table{{border-collapse:collapse;margin:1rem 0;display:block;overflow-x:auto}}
-td,th{{padding:.3rem .8rem;border-bottom:1px solid #ddd;text-align:left;vertical-align:top}}
+td,th{{padding:.3rem .8rem;border-bottom:1px solid #ddd;text-align:left;vertical-align:top;white-space:pre-wrap}}
 td.n{{text-align:right;font-variant-numeric:tabular-nums}}pre{{white-space:pre-wrap;overflow-wrap:anywhere}}
 .failed,.lost{{color:#b2182b}}.succeeded{{color:#1b7837}}</style></head><body>
 <h1>{title}</h1><p class="{status}"><strong>{status}</strong></p><pre>{summary}</pre>{picture}{tables}</body></html>
@@ -29,7 +29,8 @@ def _table(caption: str, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> 
     def cell(value: Any) -> str:
         if isinstance(value, (int, float)):
             return f'<td class="n">{value:,.3f}</td>' if isinstance(value, float) else f'<td class="n">{value:,}</td>'
-        return f"<td>{html.escape(printable(str(value)))}</td>"
+        lines = "\n".join(map(printable, str(value).split("\n")))
+        return f"<td>{html.escape(lines)}</td>"
 
     body = "".join("<tr>" + "".join(map(cell, row)) + "</tr>" for row in rows)
     heads = "".join(f"<th scope='col'>{html.escape(name)}</th>" for name in head)
@@ -52,7 +53,7 @@ def write_report(run: Run, path: str) -> str:
         The path.
     """
     state = run.state
-    failures = run.failures()
+    failures = run.dead_letters()
     stages = [stage_numbers(stage) for stage in state.stages]
     tables = [
         _table(
@@ -72,8 +73,12 @@ def write_report(run: Run, path: str) -> str:
     if failures:
         causes_of = ((first.step, first.error, first.message, count) for first, count in causes(failures)[:100])
         tables.append(_table("Causes of dead letters", ("step", "error", "message", "records"), causes_of))
-        examples = ((f.record, f.step, f.cause, f"{f.error}: {f.message}", f.preview) for f in failures[:100])
-        tables.append(_table("Dead letters (the first 100)", ("record", "step", "cause", "error", "preview"), examples))
+        head = ("record", "step", "cause", "error", "attempts", "preview", "output")
+        rows_of = (
+            (letter_name(f), f.step, f.cause, f"{f.error}: {f.message}", f.attempts, f.preview, f.output)
+            for f in failures[:100]
+        )
+        tables.append(_table("Dead letters (the first 100)", head, rows_of))
     if state.started is not None:
         tables.append(_table("Versions", ("package", "version"), state.started.versions.items()))
     page = _PAGE.format(

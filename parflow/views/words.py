@@ -40,6 +40,26 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode("ascii") for c in text)
 
 
+def one_line(text: str, most: int = 200) -> str:
+    r"""Write the beginning of a stranger's text on one line.
+
+    >>> one_line("no such\n  column")
+    'no such column'
+    """
+    return printable(" ".join(text.split()))[:most]
+
+
+def letter_name(failure: Failure) -> str:
+    """Name what failed: a record, or the call of a task.
+
+    >>> letter_name(Failure("", "judge", "exception", "ValueError", "no", preview="3, 'x'"))
+    "call of judge(3, 'x')"
+    """
+    if failure.record:
+        return printable(failure.record)
+    return printable(f"call of {failure.step}" + (f"({failure.preview})" if failure.preview else ""))
+
+
 def summary(run: Run) -> str:
     """Say in words how a run stands."""
     state, status = run.state, run.status
@@ -61,10 +81,10 @@ def summary(run: Run) -> str:
             lines.append(f"    text not in the declared encoding: {used}")
     lines += map(_call_line, call_numbers(state))
     if tally.failed or any(call.failure is not None for call in state.calls):
-        lines.append("  " + "\n  ".join(cause_lines(run.failures())))
+        lines.append("  " + "\n  ".join(cause_lines(run.dead_letters())))
     if status == "succeeded" and any(stage.cuts for stage in state.stages):
         lines.append(f"  what came too late is merged by: parflow redrive {run.run_id}")
-    if status in ("failed", "stopped", "lost"):
+    if status in ("failed", "stopped", "cancelled", "lost"):
         over = state.ended is not None and state.ended.error == "TooManyFailuresError"
         more = f" --max-failures {tally.failed}" if over else ""
         lines.append(f"  go on with: parflow resume {run.run_id}{more}")
@@ -76,11 +96,18 @@ def cause_lines(failures: Sequence[Failure], most: int = 5) -> list[str]:
     lines = []
     grouped = causes(failures)
     for first, count in grouped[:most]:
-        what = f"{first.step}: {first.error}: {printable(first.message)[:200]}"
-        lines.append(f"{count:,} × {what} ({'for example ' if count > 1 else ''}{printable(first.record)})")
+        what = f"{first.step}: {first.error}: {one_line(first.message)}"
+        lines.append(f"{count:,} × {what} ({'for example ' if count > 1 else ''}{letter_name(first)})")
     if len(grouped) > most:
         lines.append(f"… and {len(grouped) - most} more causes")
     return lines
+
+
+def done_line(run: Run) -> str:
+    """Say how much of a run is done, and how to go on."""
+    stages = [stage_numbers(stage) for stage in run.state.stages]
+    done, chunks = sum(stage.done for stage in stages), sum(stage.chunks for stage in stages)
+    return f"{done:,} of {counted(chunks, 'chunk')} done; it goes on with: parflow resume {run.run_id}"
 
 
 def _begun(stage: StageState) -> bool:

@@ -97,6 +97,32 @@ def crashing(source: str) -> Any:
 
 
 @pf.workflow
+def failing(source: str) -> Any:
+    """Fail for each line that isn't good, in its own way, having said so."""
+
+    def check(line: str) -> str:
+        print("checking", line)
+        if line.startswith("bad"):
+            raise ValueError(f"no good: {line}\nand a second line")
+        if line == "missing":
+            raise FileNotFoundError(line)
+        return line
+
+    return pf.read_lines(source).map(check).reduce(pf.count())
+
+
+@pf.workflow
+def judging(value: str) -> Any:
+    """Call a task that fails."""
+
+    def judge(value: str) -> str:
+        print("judging", value)
+        raise ValueError(f"{value} is no value")
+
+    return pf.call(judge, value)
+
+
+@pf.workflow
 def settings(count: int, share: float = 0.5, loud: bool = False, name: str | None = None) -> Any:
     """Show what parameters become."""
     return pf.items(range(count)).map(lambda number: (number, share, loud, name))

@@ -11,7 +11,7 @@ import pytest
 from .shell import FLOWS, Shell
 
 WORDCOUNT = str(Path(__file__).parents[2] / "recipes" / "wordcount.py")
-COMMANDS = ("run", "resume", "runs", "show", "failures", "plan")
+COMMANDS = ("run", "resume", "redrive", "cancel", "runs", "show", "failures", "plan")
 
 
 @pytest.fixture

@@ -138,4 +138,12 @@ def test_dead_letters_that_differ_in_numbers_alone_are_one_cause(shell: Shell, t
     source.write_text("1\nx1\nx22\nother\n")
     shell(*shell.flow("numbers", "--source", source, "--log", shell.log), code=1)
     assert "2 × number: ValueError: x1 is no number (for example" in shell("show").out
-    assert "1 × number: ValueError: other is no number (" in shell("failures").out
+    assert "1 × number: ValueError: other is no number (" in shell("show").out
+    told = shell("failures").out.splitlines()
+    run = shell.json("show")["run_id"]
+    assert told[2:6] == [
+        "  2 × number: ValueError: x1 is no number",
+        f"      for example {source}#2; all: parflow failures {run} --step number --error ValueError",
+        "  1 × number: ValueError: other is no number",
+        f"      {source}#9",
+    ]

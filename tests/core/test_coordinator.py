@@ -510,6 +510,15 @@ def test_a_run_stopped_at_once_waits_for_nobody() -> None:
     assert coordinator.handle(back(submit, done())) == []
 
 
+def test_a_cancelled_run_drains_as_a_stopped_one_does_and_ends_cancelled() -> None:
+    coordinator = begin()
+    (submit,) = only(Submit, start(coordinator, 1, 1))
+    assert coordinator.handle(StopRequested(status="cancelled")) == [Yield((submit.attempt,))]
+    (end, ended) = only(Append, coordinator.handle(back(submit, Receipt("stopped", at(3), results=(None,), tally=Tally(3)))))
+    assert isinstance(end.entry, PieceEnded)
+    assert ended.entry == RunEnded("cancelled", "RunCancelledError", ("run",))
+
+
 def test_who_asks_twice_waits_no_longer() -> None:
     coordinator = begin()
     start(coordinator, 1)

@@ -83,7 +83,7 @@ def test_a_worker_that_fails_is_named_and_ends_nothing(service: Any) -> None:
     run = agents(service.url).run(workers=2)
     assert run.result() == ANSWER
     assert run.status == "succeeded"
-    (failure,) = run.failures()
+    (failure,) = run.dead_letters()
     assert (failure.step, failure.error) == ("search", "HTTPStatusError")
     assert "503 Service Unavailable" in failure.message
 

@@ -144,7 +144,7 @@ def test_documents_without_text_are_dead_letters_and_are_kept(tmp_path: Path) ->
     source = write(tmp_path / "a.jsonl", documents)
     run = recipe.dedup(source, str(tmp_path / "out")).run(home=tmp_path / "home", max_failures=1)
     assert run.result() == {"near-duplicates": 1, "documents kept": 2}
-    assert [(failure.step, failure.error) for failure in run.failures()] == [("sign", "KeyError")]
+    assert [(failure.step, failure.error) for failure in run.dead_letters()] == [("sign", "KeyError")]
     assert read(tmp_path / "out/unique") == documents[:2]
 
 

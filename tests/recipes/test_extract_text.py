@@ -56,7 +56,7 @@ def test_the_files_of_each_kind_are_counted(run: pf.Run) -> None:
 
 
 def test_every_file_is_written_or_a_dead_letter(run: pf.Run, texts: dict[str, dict[str, Any]], data: Path) -> None:
-    failed = {Path(failure.record.partition("#")[0]).name for failure in run.failures()}
+    failed = {Path(failure.record.partition("#")[0]).name for failure in run.dead_letters()}
     assert {name: text["kind"] for name, text in texts.items()} == GOOD
     assert failed == set(BAD)
     assert set(GOOD) | set(BAD) == {path.name for path in (data / "documents").iterdir()}
@@ -64,7 +64,7 @@ def test_every_file_is_written_or_a_dead_letter(run: pf.Run, texts: dict[str, di
 
 @pytest.mark.parametrize("name", sorted(BAD))
 def test_a_broken_file_says_what_is_wrong_with_it(run: pf.Run, name: str) -> None:
-    (failure,) = (failure for failure in run.failures() if name in failure.record)
+    (failure,) = (failure for failure in run.dead_letters() if name in failure.record)
     error, message = BAD[name]
     assert (failure.step, failure.cause, failure.error.rpartition(".")[2]) == ("extract", "exception", error)
     assert message in failure.message
@@ -129,7 +129,7 @@ def test_a_pdf_is_one_whatever_it_is_called_and_other_files_say_what_they_are_no
     (tmp_path / "only.eml").write_text("\nno header")
     run = extract_text(str(tmp_path / "*.*"), str(tmp_path / "out")).run(home=tmp_path / "home", max_failures=2)
     assert run.result() == {"pdf": 1}
-    assert [failure.message for failure in run.failures()] == [
+    assert [failure.message for failure in run.dead_letters()] == [
         "neither PDF nor any of .pdf, .html, .htm, .eml",
         "no mail: it has no header",
     ]

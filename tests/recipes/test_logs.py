@@ -107,7 +107,7 @@ def test_broken_rows_are_dead_letters_that_name_their_place(folder: Path, tmp_pa
     run = logs(str(folder / "*.csv"), str(tmp_path / "out")).run(home=tmp_path / "home", max_failures=BROKEN)
     run.result()
     seen = []
-    for failure in run.failures():
+    for failure in run.dead_letters():
         assert (failure.step, failure.cause, failure.error) == ("typed", "exception", "ValueError")
         path, _, offset = failure.record.partition("#")
         row = Path(path).read_bytes()[int(offset) :].splitlines()[0].decode()
@@ -121,7 +121,7 @@ def test_a_null_in_parquet_costs_its_own_row_alone(parquet: Path, tmp_path: Path
     frame.to_parquet(tmp_path / "a.parquet")
     run = logs(str(tmp_path / "a.parquet"), str(tmp_path / "out")).run(home=tmp_path / "home", max_failures=1)
     assert run.result() == expected(rows[:7] + rows[8:50])
-    assert [failure.step for failure in run.failures()] == ["prepare"]
+    assert [failure.step for failure in run.dead_letters()] == ["prepare"]
 
 
 def test_the_command_line_prints_the_same(tmp_path: Path, rows: list[dict[str, str]], command: Callable[..., str]) -> None:

@@ -42,7 +42,7 @@ def test_mean_and_share_are_those_of_a_plain_loop(data: Path, tmp_path: Path, sc
     run = sentiment(str(data / "reviews.jsonl"), str(tmp_path / "out")).run(home=tmp_path / "home", workers=workers)
     assert len(scores) == 1000
     assert run.result() == expected(scores)
-    assert run.failures() == []
+    assert run.dead_letters() == []
 
 
 def ran(run: pf.Run) -> tuple[set[str], list[int]]:
@@ -100,7 +100,7 @@ def broken(data: Path, tmp_path: Path) -> str:
 def test_lines_that_are_no_reviews_are_set_aside(broken: str, tmp_path: Path, scores: list[float]) -> None:
     run = sentiment(broken, str(tmp_path / "out")).run(home=tmp_path / "home", max_failures=3)
     assert run.result() == expected(scores[:10])
-    cut, none, other = run.failures()
+    cut, none, other = run.dead_letters()
     assert (cut.step, cut.cause, cut.error) == ("read", "input", "NotJSONError")
     assert (none.step, none.error, none.message) == ("Scorer", "TypeError", "text is None")
     assert (other.step, other.error, other.message) == ("Scorer", "KeyError", "'text'")

@@ -475,7 +475,7 @@ def test_expand_goes_on_from_expand(log: Path) -> None:
 def test_items_that_fail_are_dead_letters_with_their_place() -> None:
     run = pf.expand(int, pf.call(list, ["1", "x", "3"])).run(workers=2, max_failures=1)
     assert run.result() == [1, 3]
-    assert [failure.record for failure in run.failures()] == ["item[1]"]
+    assert [failure.record for failure in run.dead_letters()] == ["item[1]"]
 
 
 @pytest.mark.parametrize("made", [5, None, "text", b"bytes"], ids=repr)

@@ -228,7 +228,7 @@ def test_records_that_two_passes_share_are_made_once_and_a_bad_one_is_one_dead_l
     shares = numbers.map(operator.sub, numbers.reduce(pf.mean()))
     run = shares.run(workers=2, max_failures=1)
     assert run.result() == [-2.0, -1.0, 3.0]
-    assert [failure.record for failure in run.failures()] == ["items[2]"]
+    assert [failure.record for failure in run.dead_letters()] == ["items[2]"]
     assert noted(log) == ["1", "2", "6", "bad"]
 
 
@@ -468,7 +468,7 @@ def test_a_call_that_takes_its_process_down_ends_the_run_in_words() -> None:
     run = pf.call(crash, 12).run(workers=2)
     with pytest.raises(CallFailedError, match=r"call 'crash' failed: RecordCrashedError: .*exit code 3"):
         run.result()
-    assert [failure.step for failure in run.failures()] == ["crash"]
+    assert [failure.step for failure in run.dead_letters()] == ["crash"]
 
 
 def test_a_failed_call_is_named_and_resuming_makes_it_and_what_waits_for_it_and_nothing_else(tmp_path: Path) -> None:
@@ -494,7 +494,7 @@ def test_a_failed_call_is_named_and_resuming_makes_it_and_what_waits_for_it_and_
 
 def test_a_traceback_shows_the_line_of_the_users_own_code() -> None:
     run = pf.call(boom, 3).run(workers=1)
-    (failure,) = run.failures()
+    (failure,) = run.dead_letters()
     assert 'raise ValueError(f"no {n}")' in failure.traceback
     assert failure.preview == "3"
 

@@ -246,7 +246,7 @@ def test_one_bad_record_costs_itself_alone(four: Client, deed: Callable[[], None
     workers = four.run(os.getpid)
     run = pf.items(range(60), chunk_records=4).map(step).reduce(pf.concat()).run(cluster=four, max_failures=1, timeout="2s")
     assert run.result() == [number for number in range(60) if number != 13]
-    (failure,) = run.failures()
+    (failure,) = run.dead_letters()
     assert (failure.record, failure.step, failure.cause) == ("items[13]", "step", cause)
     assert said in failure.message
     assert four.run(os.getpid) == workers  # the worker process never noticed
@@ -286,7 +286,7 @@ def test_a_killed_worker_costs_no_finished_work(tmp_path: Path) -> None:
         assert run.result() == flow.result
     times = Counter(flow.begun())
     assert {number for number in finished if times[number] != 1} == set()
-    assert run.failures() == []
+    assert run.dead_letters() == []
 
 
 def test_a_killed_scheduler_ends_the_run_which_is_resumed_elsewhere(

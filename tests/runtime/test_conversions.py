@@ -42,7 +42,7 @@ def test_a_run_over_csv_names_its_dead_letters_by_file_and_offset(tmp_path: Path
     path.write_bytes(b'id,text\n1,"one\ntwo"\n2\n3,three\nx,four\n')
     run = pf.read_csv(path).map(lambda row: {**row, "id": int(row["id"])}).run(max_failures=2, workers=1)
     assert run.result() == [{"id": 1, "text": "one\ntwo"}, {"id": 3, "text": "three"}]
-    few, word = run.failures()
+    few, word = run.dead_letters()
     assert (few.record, few.step, few.error, few.cause, few.preview) == (
         f"{path}#20",
         "read",
@@ -66,7 +66,7 @@ def test_a_run_over_cut_csv_gives_every_row_once_although_a_row_ends_its_child(t
     data = pf.read_csv(path, quoted_newlines=False, chunk_bytes="8KiB")
     run = data.map(number).run(workers=2, max_failures=1)
     assert run.result() == [n for n in range(2000) if n != 1234]
-    [failure] = run.failures()
+    [failure] = run.dead_letters()
     assert failure.cause == "crash"
     offset = int(failure.record.removeprefix(f"{path}#"))
     assert path.read_bytes()[offset:].startswith(b"1234,")
@@ -85,7 +85,7 @@ def test_a_run_over_parquet_goes_on_inside_row_groups(tmp_path: Path) -> None:
     data = pf.read_parquet(f"{tmp_path}/*.parquet", columns=["n"], chunk_bytes=100)
     run = data.map(number).run(workers=2, max_failures=2)
     assert run.result() == [n for n in range(500) if n != 333]
-    crash, damaged = run.failures()
+    crash, damaged = run.dead_letters()
     assert (crash.record, crash.cause) == (f"{tmp_path}/a.parquet#333", "crash")
     assert (damaged.record, damaged.error, damaged.cause) == (f"{tmp_path}/b.parquet#0", "UnreadableInputError", "input")
 
@@ -147,7 +147,7 @@ def test_dead_letters_name_partition_and_position() -> None:
     bag = dask.bag.from_sequence(range(9), npartitions=3)
     run = pf.from_dask(bag).map(lambda n: 1 // (n - 4)).run(max_failures=1, workers=1)
     run.result()
-    assert [failure.record for failure in run.failures()] == ["partition-1#1"]
+    assert [failure.record for failure in run.dead_letters()] == ["partition-1#1"]
 
 
 # --- from Dask: partitions that fail -----------------------------------------------------------------------------------------
@@ -162,7 +162,7 @@ def broken(number: int) -> list[int]:
 def test_a_partition_that_raises_is_one_dead_letter() -> None:
     run = pf.from_dask([dask.delayed(broken)(n) for n in range(3)]).run(max_failures=1, workers=1)
     assert run.result() == [0, 2]
-    [failure] = run.failures()
+    [failure] = run.dead_letters()
     assert (failure.record, failure.step, failure.cause) == ("partition-1#0", "read", "input")
     assert (failure.error, failure.message) == ("ConnectionError", "no line to the database")
 
@@ -171,7 +171,7 @@ def test_a_partition_that_raises_is_one_dead_letter() -> None:
 def test_a_partition_that_gives_no_records_says_what_it_gave(value: Any) -> None:
     run = pf.from_dask([dask.delayed(value)]).run(max_failures=1, workers=1)
     assert run.result() == []
-    [failure] = run.failures()
+    [failure] = run.dead_letters()
     assert failure.message == f"a partition is a list of records or a pandas DataFrame, not a {type(value).__name__}"
 
 
@@ -437,6 +437,6 @@ def test_a_partition_that_kills_its_reader_is_one_dead_letter_and_the_others_are
     parts = [dask.delayed(partition)(number) for number in range(4)]
     run = pf.from_dask(parts).run(workers=2, max_failures=1)
     assert list(run.result()) == [0, 1, 10, 11, 30, 31]
-    (letter,) = run.failures()
+    (letter,) = run.dead_letters()
     assert (letter.step, letter.cause) == ("read", "input")
     assert "exit code 5" in letter.message

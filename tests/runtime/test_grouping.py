@@ -193,7 +193,7 @@ def test_a_record_without_the_key_or_with_a_bad_one_is_set_aside_alone() -> None
     rows = [{"k": "a"}, {}, {"k": ["a list"]}, {"k": "a"}]
     run = pf.items(rows, chunk_records=4).reduce_by("k", pf.count()).run(workers=2, max_failures=2)
     assert run.result() == [{"k": "a", "count": 2}]
-    assert [failure.record for failure in run.failures()] == ["items[1]", "items[2]"]
+    assert [failure.record for failure in run.dead_letters()] == ["items[1]", "items[2]"]
     with pytest.raises(TooManyFailuresError):
         finished(pf.items(rows).reduce_by("k", pf.count()))
 

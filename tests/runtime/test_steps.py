@@ -45,7 +45,7 @@ def numbers(stop: int, chunk: int | None = None) -> pf.Dataset:
 def finished(dataset: Any, **options: Any) -> tuple[list[Any], list[Failure]]:
     """Run with real children; returns the records and the dead letters."""
     run = dataset.run(**{"workers": 2, "max_failures": 10**6} | options)
-    return [*run.result()], run.failures()
+    return [*run.result()], run.dead_letters()
 
 
 def named(failures: Iterable[Failure]) -> list[tuple[str, str]]:
@@ -186,7 +186,7 @@ def test_steps_behind_one_another_each_keep_their_own_records() -> None:
     records, odd = run.result()
     assert list(records) == [n for n in range(8) if n != 3 for _ in range(2)]
     assert odd == 6
-    assert named(run.failures()) == [("items[3]", "exception")] * 2
+    assert named(run.dead_letters()) == [("items[3]", "exception")] * 2
 
 
 # --- classes ---------------------------------------------------------------------------------------------------------------
@@ -312,7 +312,7 @@ def test_a_class_that_cannot_be_built_breaks_the_step_and_no_record(model: Any, 
     with pytest.raises(RunError) as caught:
         run.result()
     assert [word for word in words if word not in str(caught.value)] == []
-    assert run.failures() == []
+    assert run.dead_letters() == []
 
 
 def test_building_may_take_longer_than_a_calls_timeout(sandbox: Sandbox, tmp_path: Path) -> None:
@@ -829,7 +829,7 @@ def test_a_table_stays_arrow_from_step_to_step_and_into_parquet(tmp_path: Path) 
     written = rows.map_batches(small, 10, "arrow").map_batches(sees, 7, "arrow").write_parquet(tmp_path / "out")
     run = written.run(workers=1, max_failures=1)
     assert run.result()["rows"] == 24
-    assert [f.record for f in run.failures()] == ["items[11]"]
+    assert [f.record for f in run.dead_letters()] == ["items[11]"]
     assert noted(sizes) == ["7", "7", *"3421127", "4"]  # the second batch is tried in halves
     table = pq.read_table(tmp_path / "out" / "part-00000.parquet")
     assert str(table.schema.field("n").type) == "int8"

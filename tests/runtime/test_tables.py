@@ -54,7 +54,7 @@ def test_a_row_that_fails_is_named_by_its_file_and_number(numbers: str, tmp_path
 
     run = pf.read_parquet(numbers).map_batches(no_777, 256, "arrow").reduce(pf.count()).run(home=tmp_path, max_failures=1)
     assert run.result() == ROWS - 1
-    assert [failure.record for failure in run.failures()] == [f"{numbers}#777"]
+    assert [failure.record for failure in run.dead_letters()] == [f"{numbers}#777"]
 
 
 def test_a_row_that_kills_its_process_is_found_among_its_batch(numbers: str, tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_a_row_that_kills_its_process_is_found_among_its_batch(numbers: str, tmp
 
     run = pf.read_parquet(numbers).map_batches(dies_of_777, 256, "arrow").reduce(pf.count()).run(home=tmp_path, max_failures=1)
     assert run.result() == ROWS - 1
-    assert [failure.record for failure in run.failures()] == [f"{numbers}#777"]
+    assert [failure.record for failure in run.dead_letters()] == [f"{numbers}#777"]
 
 
 def test_a_step_for_rows_beside_one_for_tables_gets_rows(numbers: str, tmp_path: Path) -> None:
@@ -100,4 +100,4 @@ def test_a_damaged_file_is_one_dead_letter_and_its_siblings_go_on(numbers: str, 
     both = pf.read_parquet(str(tmp_path / "*.parquet")).map_batches(lambda table: table, 64, "arrow").reduce(pf.count())
     run = both.run(home=tmp_path / "home", max_failures=5)
     assert run.result() >= ROWS
-    assert {Path(failure.record.partition("#")[0]).name for failure in run.failures()} == {"broken.parquet"}
+    assert {Path(failure.record.partition("#")[0]).name for failure in run.dead_letters()} == {"broken.parquet"}

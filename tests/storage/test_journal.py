@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -706,3 +708,47 @@ def test_the_journal_is_opened_without_heavy_imports(path: str) -> None:
     )
     answer = subprocess.run([sys.executable, "-c", code, path], check=True, capture_output=True)
     assert json.loads(answer.stdout) == []
+
+
+# --- what others ask of an owner -----------------------------------------------------------------------------------------
+
+
+def test_what_is_asked_reaches_the_owner_of_that_epoch_alone(journal: Journal) -> None:
+    first = journal.acquire("run", ANN, now=0.0)
+    assert journal.asked("run", first) is None
+    journal.ask("run", first, {"now": False}, at=1.0)
+    assert journal.asked("run", first) == {"now": False}
+    journal.ask("run", first, {"now": True}, at=2.0)
+    assert journal.asked("run", first) == {"now": True}
+
+    second = journal.acquire("run", ANN, now=3.0)
+    assert journal.asked("run", second) is None
+    with pytest.raises(FencedError):
+        journal.ask("run", first, {"now": True}, at=4.0)
+
+
+def test_an_idle_writer_hears_each_thing_that_is_asked_once(journal: Journal) -> None:
+    told, heard = Told(), SimpleQueue[dict[str, Any]]()
+    epoch = journal.acquire("run", this_process(), time.time())
+    writer = Writer(journal, "run", epoch, told.durable.append, told.error, on_request=heard.put)
+    for request in ({"now": False}, {"now": True}):
+        journal.ask("run", epoch, request, time.time())
+        assert heard.get(timeout=60) == request
+    writer.close()
+    assert heard.empty()
+    assert told.errors == []
+
+
+def test_a_journal_of_the_first_version_is_brought_up_to_date_with_all_that_is_in_it(journal: Journal, path: str) -> None:
+    epoch = journal.acquire("run", ANN, now=0.0)
+    journal.append("run", epoch, ONE, at=0.0)
+    journal.close()
+    with closing(sqlite3.connect(path)) as old, old:
+        old.execute("DROP TABLE requests")
+        old.execute("PRAGMA user_version = 1")
+    for _ in range(2):
+        again = Journal(path)
+        again.ask("run", epoch, {"now": True}, at=1.0)
+        assert again.asked("run", epoch) == {"now": True}
+        assert len([*again.read("run")]) == 1
+        again.close()
