@@ -419,6 +419,16 @@ def chunk_id(parts: Iterable[Part]) -> str:
     return digest(text.encode("utf-8", "surrogateescape"))
 
 
+def record_key(stage: int, chunk: Chunk, at: Cursor) -> str:
+    """Return the identity of a record within its run, whichever attempt has it in hand; its effects are kept under it."""
+    return digest(f"{stage}/{chunk.index}/{chunk.id}/{at.part}/{at.offset}".encode())
+
+
+def call_key(call: int) -> str:
+    """Return the identity of a call within its run."""
+    return digest(f"call/{call}".encode())
+
+
 def make_ref(data: bytes, put: Callable[[bytes], str], limit: int = INLINE_BYTES) -> Ref:
     """Keep small results at hand and hand larger ones to ``put``, which returns their key."""
     if len(data) <= limit:

@@ -68,9 +68,10 @@ def start(
     started = RunStarted(flow, made.key, facts.stages, FAN_IN, _versions(), facts.tasks, facts.calls, plan.targets)
     owned = Owned(1, f"{os.uname().nodename}:{os.getpid()}", max_failures, asdict(options))
     kept = {"store": place.url, "path": sys.path, **(note or {})}
-    epoch = journal.begin(run_id, flow, time.time(), kept, this_process(), [encode(started), encode(owned)])
+    began = time.time()
+    epoch = journal.begin(run_id, flow, began, kept, this_process(), [encode(started), encode(owned)])
     connect = _connector(cluster, workers, program, options)
-    run = Run(run_id, where, Executor(run_id, program, fold([started, owned]), place, connect, options))
+    run = Run(run_id, where, Executor(run_id, program, fold([started, owned]), place, connect, options, began))
     return _go(run, journal, epoch, wait=wait, progress=progress)
 
 
@@ -257,7 +258,7 @@ def _go_on(
         journal.close()
         raise
     connect = _connector(cluster, _workers(workers), program, options)
-    run = Run(run_id, where, Executor(run_id, program, state, place, connect, options))
+    run = Run(run_id, where, Executor(run_id, program, state, place, connect, options, row.created))
     return _go(run, journal, epoch, wait=wait, progress=progress)
 
 

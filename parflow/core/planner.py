@@ -260,7 +260,7 @@ class _Planner:
 
     def _task(self, task: Task) -> int:
         policies = (task.timeout, task.memory, task.retry, task.max_failures, task.breaker, task.limit, task.rate)
-        key = (id(task.function), task.name, task.version, policies, id(task.resources), id(task.compensate))
+        key = (id(task.function), task.name, task.version, policies, id(task.resources), id(task.compensate), task.in_doubt)
         if key not in self.tasks:
             self.tasks[key] = len(self.task_list)
             self.task_list.append(task)

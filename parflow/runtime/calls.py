@@ -15,9 +15,10 @@ from parflow.errors import RecordMemoryError
 from parflow.model import CallKind, Cause, Chunk, Cursor, Failure, Receipt, Ref, Tally, quick
 from parflow.nodes import Arguments, Task, is_plain
 from parflow.runtime.marker import CALL, CLOSING, STEP, put
-from parflow.runtime.pipeline import Context, describe, keep_bytes, pickled, preview, trace_of
+from parflow.runtime.once import call_once
+from parflow.runtime.pipeline import Context, describe, keep_bytes, preview, trace_of
 from parflow.runtime.program import grown
-from parflow.runtime.values import filled
+from parflow.runtime.values import filled, pickled
 from parflow.storage.sources.items import ItemsSource
 
 
@@ -69,7 +70,7 @@ def run_call(task: Task, given: Given, context: Context) -> Receipt:
         args, kwargs = filled(arguments, given.bindings, context.store)
         marker[CALL] += 1
         marker[STEP] = 1
-        result = invoke(task, args, kwargs)
+        result = call_once(task, lambda: invoke(task, args, kwargs))
         if given.kind == "choose":
             made["choice"] = int(result)
         else:

@@ -87,6 +87,8 @@ class Executor:
         Makes the `Hands`; called on a thread of its own, so that listing goes on while a cluster starts.
     options : Options
         How to run.
+    began : float
+        When the run began, before any resume (seconds since 1970).
     """
 
     def __init__(
@@ -97,11 +99,13 @@ class Executor:
         store: Store,
         connect: Callable[[], Hands],
         options: Options,
+        began: float = 0.0,
     ) -> None:
         self.run_id = run_id
         self.program = program
         self.store = store
         self.options = options
+        self.began = began
         self.coordinator = Coordinator(run_id, state, window=options.window)
         self.inbox: queue.SimpleQueue[Stimulus | None] = queue.SimpleQueue()
         self.writer: Writer | None = None
@@ -280,6 +284,7 @@ class Executor:
             stage.preload,
             options.inline_bytes,
             bindings=self._bindings(self.state.stages[submit.unit].facts.needs),
+            began=self.began,
         )
 
     def _calls(self, submit: Submit) -> Batch:
@@ -300,6 +305,7 @@ class Executor:
             ("asyncio",) if is_async(task.function) else (),
             options.inline_bytes,
             given=tuple(self._given(job.call) for job in submit.jobs if isinstance(job, CallJob)),
+            began=self.began,
         )
 
     def _given(self, call: int) -> Given:

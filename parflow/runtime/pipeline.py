@@ -33,9 +33,12 @@ from parflow.model import (
     Tally,
     make_ref,
 )
+from parflow.runtime.here import placed, site
 from parflow.runtime.marker import CLOSING, DECODING, HELD, OFFSET, ORDINAL, PART, READING, STEP, STOP, Marker, Place, put, take
+from parflow.runtime.once import after_undoing, undoable
 from parflow.runtime.places import Places
 from parflow.runtime.steps import Batches, Door, Fail, Keeps, door, fan_out, plain
+from parflow.runtime.values import pickled
 
 PREVIEW = 200
 TRACEBACKS = 100
@@ -133,7 +136,8 @@ class DeadLetters:
         if isinstance(error, MemoryError):
             raise OutOfMemory from error
         trace = trace_of(error) if cause == "exception" and len(self.items) < TRACEBACKS else ""
-        self.items.append(self.describe(step, error, cause, trace, record, at or self.in_hand()))
+        letter = self.describe(step, error, cause, trace, record, at or self.in_hand())
+        self.items.append(after_undoing(letter, self.stage, step, at, self.marker))
 
     def describe(self, step: int, error: BaseException, cause: Cause, trace: str, record: Any, at: Cursor) -> Failure:
         """Make the dead letter of the record at a place."""
@@ -265,16 +269,6 @@ class _Writing:
 def keep_bytes(data: bytes, context: Context) -> Ref:
     """Keep a result, at hand or in the store."""
     return make_ref(data, lambda body: str(context.store.put(f"results/{context.attempt}.pkl", body)), context.inline_bytes)
-
-
-def pickled(value: Any) -> bytes:
-    """Pickle a value; by value what belongs to a notebook or a script, which other processes can't import."""
-    try:
-        return pickle.dumps(value, protocol=5)
-    except Exception:  # noqa: BLE001 - whatever it was, the slower way may do
-        from parflow.runtime.code import dumps
-
-        return dumps(value)
 
 
 def keep(step: str, value: Any, context: Context) -> Ref:
@@ -470,6 +464,8 @@ def run_piece(stage: Stage, job: ChunkJob, context: Context, timeouts: Timeouts)
     source = copy.copy(stage.source)  # threads of a worker share the stage; each piece counts its own encodings
     source.reset()
     stage = replace(stage, source=source)
+    if (here := site()) is not None:
+        stage = placed(undoable(stage, here), here)
     letters = DeadLetters(stage, chunk, marker)
     door, keeps, ends = _compile(stage, context, letters, timeouts)
     results: list[Ref | None] = []

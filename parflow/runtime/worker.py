@@ -26,6 +26,7 @@ from parflow.model import (
 )
 from parflow.nodes import Task
 from parflow.runtime.calls import Given, run_call
+from parflow.runtime.here import Site, entered
 from parflow.runtime.instances import Instances
 from parflow.runtime.marker import JOB, STEP, STOP, Marker
 from parflow.runtime.pipeline import Broken, Context, describe, run_merge, run_piece
@@ -40,7 +41,7 @@ class Batch:
 
     ``labels`` and ``timeouts`` (seconds) are of the numbered steps; ``memory`` is in bytes; after ``slice`` seconds the job
     in hand yields and the rest of the batch comes back untouched. ``bindings`` are the values that the stage needs, in its
-    order; ``given`` what each call is made with.
+    order; ``given`` what each call is made with; ``began`` when the run began (seconds since 1970).
     """
 
     run_id: str
@@ -58,6 +59,7 @@ class Batch:
     inline_bytes: int = INLINE_BYTES
     bindings: tuple[Binding, ...] = ()
     given: tuple[Given, ...] = ()
+    began: float = 0.0
 
     @property
     def name(self) -> str:
@@ -168,9 +170,12 @@ def _run_job(batch: Batch, number: int, code: Any, store: Store, marker: Marker)
         return run_merge(code, job, Context(batch.run_id, name, store, marker, batch.inline_bytes))
     if isinstance(job, CallJob):
         context = Context(batch.run_id, f"call{job.call}-{token}", store, marker, batch.inline_bytes)
-        return run_call(code, batch.given[number], context)
+        with entered(Site(batch.run_id, batch.began, store, marker, job, code)):
+            return run_call(code, batch.given[number], context)
     name = f"s{job.stage}-{job.piece.chunk:06d}-{job.piece.first:09d}-{token}"
-    receipt = run_piece(code, job, Context(batch.run_id, name, store, marker, batch.inline_bytes), batch.timeouts)
+    context = Context(batch.run_id, name, store, marker, batch.inline_bytes)
+    with entered(Site(batch.run_id, batch.began, store, marker, job, code)):
+        receipt = run_piece(code, job, context, batch.timeouts)
     if receipt.files or any(ref is not None and ref.key for ref in receipt.results):
         claim = {"stage": job.stage, "chunk": job.chunk.id, "piece": to_json(job.piece), "receipt": to_json(receipt)}
         store.put(f"done/{name}.json", dump_json(claim))
