@@ -38,7 +38,8 @@
         |-- RecordCrashedError     the child died with the record in hand
         |-- RecordTimeoutError     the record took longer than its task's timeout
         |-- RecordMemoryError      the record needed more than the child's memory
-        `-- EffectInDoubtError     nobody knows whether something outside was done
+        |-- EffectInDoubtError     nobody knows whether something outside was done
+        `-- UndoFailedError        something outside was done, and can't be undone
 
 `Cancelled` stands apart: like ``KeyboardInterrupt`` it's no error, and no ``except Exception`` stops it. `InDoubt` is raised
 by users' code.
@@ -294,6 +295,12 @@ class EffectInDoubtError(RecordError):
         "{0!r} may have been done or not: {1}. Look for the idempotency key {2} at the service, and set right what is missing; "
         "where a second call with that key does no harm, in_doubt='retry' makes it by itself."
     )
+
+
+class UndoFailedError(RecordError):
+    """Something outside was done and can't be undone."""
+
+    template = "{0!r} was done and stands, since it could not be undone: {1}. Its idempotency key is {2}."
 
 
 class InDoubt(Exception):  # noqa: N818 - it says what is the matter

@@ -206,6 +206,25 @@ class CallJob:
         return ~self.call
 
 
+@quick
+@dataclass(frozen=True, slots=True)
+class UndoJob:
+    """Undo what was done outside, the newest first: the ``effects`` named, and those of ``records`` (`record_key`, `call_key`).
+
+    ``unit`` is whose code undoes them: a stage's, or (``~``) a task's.
+    """
+
+    unit: int
+    records: tuple[str, ...] = ()
+    effects: tuple[str, ...] = ()
+    alone: ClassVar[bool] = False
+
+    @property
+    def node(self) -> int:
+        """The unit: what is undone is no longer any node's business."""
+        return self.unit
+
+
 Job = ChunkJob | MergeJob | CallJob
 
 Cause = Literal["exception", "crash", "timeout", "memory", "input"]

@@ -20,6 +20,7 @@ from parflow.policies import Tolerance
 from parflow.runtime.executor import Executor, Options
 from parflow.runtime.program import Program, fetch, keep
 from parflow.runtime.session import SESSIONS
+from parflow.storage.effects import Effects
 from parflow.storage.journal import Journal, RunRow, this_process
 from parflow.storage.store import open_store
 
@@ -62,6 +63,8 @@ def start(
     journal = open_home(where)
     url = f"{store.rstrip('/')}/{run_id}" if store else os.path.join(where, "runs", run_id)
     place = open_store(url)
+    if plan.undoes:
+        Effects(place)  # which refuses a store that can't keep them
     made = keep(place, plan, shape)
     program = Program(made)
     facts = plan.facts()

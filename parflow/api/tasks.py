@@ -267,6 +267,10 @@ def as_batches(function: Any, size: int, form: Batch, name: str | None) -> Task:
     task = as_task(function, name)
     if is_async(task.function):
         raise GraphError(f"map_batches needs a plain function, and {task.name!r} is async; give it to map with concurrency=")
+    if task.compensate is not None:
+        raise GraphError(
+            f"task {task.name!r} has compensate=, which undoes what was done for one record: give it to map, not to map_batches"
+        )
     if not isinstance(size, int) or size < 1:
         raise UsageError(f"size={size!r} is no number of records; write 1 or more")
     if form not in BATCHES:

@@ -21,8 +21,9 @@ from typing import Any, NamedTuple
 from parflow.core.forms import Batched, inner, is_async, within
 from parflow.core.plan import Stage, Step
 from parflow.errors import UsageError
-from parflow.model import CallJob, Chunk, ChunkJob, Cursor, call_key, digest, record_key
+from parflow.model import CallJob, ChunkJob, Cursor, UndoJob, call_key, digest, record_key
 from parflow.runtime.marker import GUESS, ORDINAL, STEP, Marker, Place, take
+from parflow.storage.effects import Effect
 from parflow.storage.store import Store
 
 TRIES: ContextVar[int] = ContextVar("parflow_tries", default=0)
@@ -49,7 +50,7 @@ class Site:
     began: float
     store: Store
     marker: Marker
-    job: ChunkJob | CallJob
+    job: ChunkJob | CallJob | UndoJob
     code: Any
     nth: dict[int, tuple[int, int]] = field(default_factory=dict)
     asked: set[tuple[str, int]] = field(default_factory=set)
@@ -57,12 +58,17 @@ class Site:
     @property
     def unit(self) -> int:
         """Whose code it runs: a stage's, or (``~``) a task's."""
-        return ~self.job.task if isinstance(self.job, CallJob) else self.job.stage
+        match self.job:
+            case CallJob(task=task):
+                return ~task
+            case UndoJob(unit=unit):
+                return unit
+        return self.job.stage
 
     @property
     def attempt(self) -> int:
         """Which attempt this is, from 1: of the piece's records, or of the call."""
-        return 1 + (self.job if isinstance(self.job, CallJob) else self.job.piece).alone
+        return 1 + (self.job.piece if isinstance(self.job, ChunkJob) else self.job).alone
 
     def now(self) -> Call:
         """Return what is in hand on this thread."""
@@ -84,18 +90,20 @@ class Site:
 
     def label(self, step: int) -> str:
         """Name a step."""
-        return str(self.code.name if isinstance(self.job, CallJob) else self.code.label(step))
+        return str(self.code.label(step) if isinstance(self.code, Stage) else self.code.name)
 
     def record(self, place: Place) -> str:
         """Name the record at a place, for a person."""
-        chunk = _chunk(self.job)
-        return "" if chunk is None else str(self.code.source.record_id(chunk.parts[place[1]], place[2]))
+        if isinstance(self.job, ChunkJob):
+            return str(self.code.source.record_id(self.job.chunk.parts[place[1]], place[2]))
+        inside = INSIDE.get()
+        return inside.effect.record if inside is not None else ""
 
     def record_key(self, place: Place) -> str:
         """Return the identity of the record at a place, or of the call, within its run."""
-        if isinstance(self.job, CallJob):
-            return call_key(self.job.call)
-        return record_key(self.job.stage, self.job.chunk, Cursor(*place[:3]))
+        if isinstance(self.job, ChunkJob):
+            return record_key(self.job.stage, self.job.chunk, Cursor(*place[:3]))
+        return call_key(self.job.call) if isinstance(self.job, CallJob) else "undo"
 
     def key(self, call: Call) -> str:
         """Return the idempotency key of a call.
@@ -118,10 +126,6 @@ class Site:
 
 _SITE: ContextVar[Site | None] = ContextVar("parflow_site", default=None)
 _FLYING: ContextVar[Call | None] = ContextVar("parflow_flying", default=None)
-
-
-def _chunk(job: ChunkJob | CallJob) -> Chunk | None:
-    return None if isinstance(job, CallJob) else job.chunk
 
 
 @contextmanager
@@ -201,15 +205,15 @@ def _flying(function: Callable[[Any], Any], number: int, here: Site, *, certain:
 
 @dataclass(frozen=True, slots=True)
 class Inside:
-    """The effect in whose function the code is: its name in the store, its idempotency key, what it is inside of itself."""
+    """The effect in whose function the code is, the idempotency key there, and what it is inside of itself."""
 
-    id: str
+    effect: Effect
     key: str
     outer: Inside | None = None
 
     def within(self, name: str) -> bool:
         """Tell whether the code is inside of an effect."""
-        return self.id == name or (self.outer is not None and self.outer.within(name))
+        return self.effect.id == name or (self.outer is not None and self.outer.within(name))
 
 
 INSIDE: ContextVar[Inside | None] = ContextVar("parflow_inside", default=None)

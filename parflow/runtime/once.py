@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,11 +11,11 @@ from typing import Any, Literal
 
 from parflow.core.forms import inner, is_async, within
 from parflow.core.plan import Stage, Step
-from parflow.errors import EffectInDoubtError, InDoubt, UsageError
-from parflow.model import Cursor, Failure, digest
+from parflow.errors import EffectInDoubtError, InDoubt, RecordError, UndoFailedError, UsageError
+from parflow.model import Failure, digest
 from parflow.nodes import Task
 from parflow.runtime.here import INSIDE, TRIES, Inside, Site, ancestors, context, site, with_function
-from parflow.runtime.marker import STEP, Marker, put, take
+from parflow.runtime.marker import GUESS, STEP, Marker, put, take
 from parflow.runtime.values import pickled
 from parflow.storage.effects import Effect, Effects, Held
 
@@ -55,22 +55,22 @@ class What:
         if was.stands:
             return False
         if was.state == "undoing" or (was.doubtful and self.effect.in_doubt == "stop"):
-            raise in_doubt(was, was.key(self.base))
+            raise doubt(was)
         generation = was.generation + (was.state == "undone")
-        held.effect = replace(self.effect, generation=generation)
+        key = digest(f"{self.base}/{generation}".encode()) if generation else self.base  # to the service it's another thing
+        held.effect = replace(self.effect, generation=generation, key=key)
         held.write("claimed")
         return True
 
     @contextmanager
     def claimed(self, held: Held) -> Iterator[None]:
         """Be inside of the effect; when that raises, say what is known of it."""
-        key = held.effect.key(self.base)
-        token = INSIDE.set(Inside(held.effect.id, key, INSIDE.get()))
+        token = INSIDE.set(Inside(held.effect, held.effect.key, INSIDE.get()))
         try:
             yield
         except InDoubt as error:
             held.write("doubt", reason=f"its function says that it doesn't know: {error}")
-            raise in_doubt(held.effect, key) from error
+            raise doubt(held.effect) from error
         except Exception as error:
             held.write("released", reason=_said(error))
             self.released()
@@ -116,10 +116,11 @@ class What:
             raise UsageError(f"the effect {self.effect.name!r} would wait for itself: it's done within its own function")
 
 
-def in_doubt(effect: Effect, key: str) -> EffectInDoubtError:
+def doubt(effect: Effect) -> EffectInDoubtError:
     """Return the error that says why an effect is in doubt."""
     doing = "its undoing" if effect.state == "undoing" else "it"
-    return EffectInDoubtError(effect.name, effect.reason or f"{doing} had begun when its process ({effect.owner}) died", key)
+    died = f"{doing} had begun when its process ({effect.owner}) died"
+    return EffectInDoubtError(effect.name, effect.reason or died, effect.key)
 
 
 def _said(error: BaseException) -> str:
@@ -279,46 +280,38 @@ def call_once(task: Task, call: Callable[[], Any]) -> Any:
 # --- undoing ---------------------------------------------------------------------------------------------------------------
 
 
-def undo(effects: Effects, name: str, compensate: Callable[[Any], Any] | None) -> str:
-    """Undo an effect, once.
-
-    Returns
-    -------
-    str
-        Why it is not undone; nothing when it is, or when there is nothing to undo.
-    """
+def undo(effects: Effects, name: str, compensate: Callable[[Any], Any] | None) -> RecordError | None:
+    """Undo an effect, once; returns why it is not undone, unless there is nothing (left) to undo."""
     with effects.hold(name) as held:
         was = held.effect
         if was.state == "undoing" and was.in_doubt == "retry":
-            held.effect = replace(was, state="done")
-        elif was.doubtful:
-            return f"{was.name!r} is in doubt: {in_doubt(was, '').args[1]}"
-        if not held.effect.stands:
-            return ""
+            held.effect = was = replace(was, state="done")
+        if was.doubtful:
+            return doubt(was)
+        if not was.stands:
+            return None
         if compensate is None:
-            return f"{was.name!r} stands: its task has no compensate= any more"
-        key = digest(f"undo/{name}/{was.generation}".encode())
-        for left in reversed(range(UNDO_TRIES)):
+            return UndoFailedError(was.name, "its task has no compensate=", was.key)
+        for _ in range(UNDO_TRIES):
             held.write("undoing", reason="")
             try:
-                _undone(compensate, held, key)
+                _compensated(compensate, held.effect)
             except InDoubt as error:
                 held.write("undoing", reason=f"its undoing says that it doesn't know: {error}")
-                return f"{was.name!r} may be undone or not: {error}"
+                return doubt(held.effect)
             except Exception as error:  # noqa: BLE001 - user code may raise anything
                 held.write("undo failed", reason=_said(error))
-                if not left:
-                    return f"{was.name!r} could not be undone: {_said(error)}"
             else:
                 held.write("undone", reason="", result=b"")
-                break
-    return ""
+                return None
+        return UndoFailedError(was.name, f"it was tried {UNDO_TRIES} times, at last: {held.effect.reason}", was.key)
 
 
-def _undone(compensate: Callable[[Any], Any], held: Held, key: str) -> None:
-    token = INSIDE.set(Inside(held.effect.id, key))
+def _compensated(compensate: Callable[[Any], Any], effect: Effect) -> None:
+    """Call the function that undoes an effect; its idempotency key is that of the undoing."""
+    token = INSIDE.set(Inside(effect, digest(f"undo/{effect.key}".encode())))
     try:
-        result = pickle.loads(held.effect.result)
+        result = pickle.loads(effect.result)
         if is_async(compensate):
             from parflow.runtime.flights import LOOP
 
@@ -329,14 +322,14 @@ def _undone(compensate: Callable[[Any], Any], held: Held, key: str) -> None:
         INSIDE.reset(token)
 
 
-def undo_record(stage: Stage, here: Site, step: int, record: str) -> list[str]:
+def undo_record(stage: Stage, here: Site, step: int, record: str) -> list[RecordError]:
     """Undo what a record had done up to a step that it failed in, the latest first; returns why some of it is not."""
     effects = Effects(here.store)
     index = step - 1 if step <= len(stage.steps) else stage.outputs[step - 1 - len(stage.steps)].parent
     undos = {1 + above: stage.steps[above].task.compensate for above in ancestors(stage, index)}
     found = [effects.look(effect_name(record, number)) for number, compensate in undos.items() if compensate is not None]
     whys = [undo(effects, effect.id, undos[effect.number]) for effect in newest_first(found) if effect.state != "free"]
-    return [why for why in whys if why]
+    return [why for why in whys if why is not None]
 
 
 def newest_first(effects: Iterable[Effect]) -> list[Effect]:
@@ -344,14 +337,19 @@ def newest_first(effects: Iterable[Effect]) -> list[Effect]:
     return sorted(effects, key=lambda effect: (effect.at, effect.number), reverse=True)
 
 
-def after_undoing(letter: Failure, stage: Stage, step: int, at: Cursor | None, marker: Marker) -> Failure:
-    """Undo what a record that failed had done in the steps before; its dead letter tells what could not be undone."""
+def after_undoing(letter: Failure, stage: Stage, step: int, marker: Marker) -> Failure:
+    """Undo what the record in hand, which failed, had done in the steps before; its dead letter tells what stands."""
     here = site()
     if here is None or not any(one.task.compensate for one in stage.steps):
         return letter
-    back = take(marker)
-    place = back if at is None else (at.ordinal, at.part, at.offset, 0)
+    place = take(marker)
+    if place[3] & GUESS:
+        return _told(letter, ["what was done for it in earlier steps stands: of its batch, nobody knows which record it is"])
     whys = undo_record(stage, here, step, here.record_key(place))
-    put(marker, back)
+    put(marker, place)  # coroutines that went on meanwhile named theirs
     marker[STEP] = step
-    return replace(letter, message=". ".join([letter.message, *whys])) if whys else letter
+    return _told(letter, whys)
+
+
+def _told(letter: Failure, whys: Sequence[object]) -> Failure:
+    return replace(letter, message=" | ".join([letter.message, *map(str, whys)])) if whys else letter

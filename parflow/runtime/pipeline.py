@@ -131,13 +131,13 @@ class DeadLetters:
         """Name the record at a place, for a person."""
         return str(self.stage.source.record_id(self.chunk.parts[at.part], at.offset))
 
-    def add(self, step: int, error: BaseException, record: Any, cause: Cause = "exception", at: Cursor | None = None) -> None:
+    def add(self, step: int, error: BaseException, record: Any, cause: Cause = "exception") -> None:
         """Set the record in hand aside; out of memory, give the whole piece up."""
         if isinstance(error, MemoryError):
             raise OutOfMemory from error
         trace = trace_of(error) if cause == "exception" and len(self.items) < TRACEBACKS else ""
-        letter = self.describe(step, error, cause, trace, record, at or self.in_hand())
-        self.items.append(after_undoing(letter, self.stage, step, at, self.marker))
+        letter = self.describe(step, error, cause, trace, record, self.in_hand())
+        self.items.append(after_undoing(letter, self.stage, step, self.marker))
 
     def describe(self, step: int, error: BaseException, cause: Cause, trace: str, record: Any, at: Cursor) -> Failure:
         """Make the dead letter of the record at a place."""
@@ -233,7 +233,10 @@ class _Writing:
 
         def late(place: Place, record: Any, error: BaseException) -> None:
             """Set aside a record that the writer refused after it had buffered it."""
-            letters.add(number, error, record, at=Cursor(*place[:3]))
+            here = take(marker)
+            put(marker, place)
+            letters.add(number, error, record)
+            put(marker, here)
 
         self.writer = output.body.open(context.run_id, context.attempt, late)
         write = self.writer.write

@@ -19,6 +19,7 @@ from parflow.model import (
     MergeJob,
     Piece,
     Receipt,
+    UndoJob,
     dump_json,
     from_json,
     load_json,
@@ -30,6 +31,7 @@ from parflow.runtime.here import Site, entered
 from parflow.runtime.instances import Instances
 from parflow.runtime.marker import JOB, STEP, STOP, Marker
 from parflow.runtime.pipeline import Broken, Context, describe, run_merge, run_piece
+from parflow.runtime.undoing import run_undo
 from parflow.storage.store import Store, open_store
 
 Isolation = Literal["process", "inline"]
@@ -47,7 +49,7 @@ class Batch:
     run_id: str
     attempt: str
     unit: int
-    jobs: tuple[Job, ...]
+    jobs: tuple[Job | UndoJob, ...]
     store: str
     code: str
     labels: tuple[str, ...]
@@ -147,7 +149,7 @@ def run_jobs(batch: Batch, first: int, opened: Opened, marker: Marker) -> Iterat
         try:
             job = batch.jobs[number]
             marker[STEP] = 0  # no step's timeout holds for what comes before its first record
-            if isinstance(job, MergeJob):
+            if isinstance(job, (MergeJob, UndoJob)):
                 code = opened.code(batch)
             else:
                 code = opened.task(batch) if isinstance(job, CallJob) else opened.stage(batch)
@@ -168,6 +170,10 @@ def _run_job(batch: Batch, number: int, code: Any, store: Store, marker: Marker)
     if isinstance(job, MergeJob):
         name = f"s{job.stage}-merge{job.output}.{job.bucket}-{job.level}-{job.index:06d}-{token}"
         return run_merge(code, job, Context(batch.run_id, name, store, marker, batch.inline_bytes))
+    if isinstance(job, UndoJob):
+        context = Context(batch.run_id, f"undo{job.unit}-{token}", store, marker, batch.inline_bytes)
+        with entered(Site(batch.run_id, batch.began, store, marker, job, code)):
+            return run_undo(code, job, context)
     if isinstance(job, CallJob):
         context = Context(batch.run_id, f"call{job.call}-{token}", store, marker, batch.inline_bytes)
         with entered(Site(batch.run_id, batch.began, store, marker, job, code)):

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
 from parflow.errors import StoreError
-from parflow.model import digest, dump_json, from_json, load_json, to_json
+from parflow.model import dump_json, from_json, load_json, to_json
 from parflow.storage.store import LocalStore, Store
 from parflow.storage.trust import make_folder, sync_folder
 
@@ -44,6 +44,8 @@ class Effect:
         How often it was undone before, and is done anew.
     name, record, step
         What it is, and of which record and step, for a person.
+    key
+        The idempotency key under which the service knows it.
     unit, number
         Whose code undoes it: the stage's, or (``~``) the task's of a call; and the number of the step there. 0: nobody's.
     reason
@@ -59,6 +61,7 @@ class Effect:
     at: float = 0.0
     generation: int = 0
     name: str = ""
+    key: str = ""
     record: str = ""
     step: str = ""
     unit: int = 0
@@ -77,10 +80,6 @@ class Effect:
     def stands(self) -> bool:
         """Whether it is done, and was not undone."""
         return self.state in ("done", "undo failed")
-
-    def key(self, base: str) -> str:
-        """Return the idempotency key of this generation: what was undone is, for the service, another thing when done anew."""
-        return digest(f"{base}/{self.generation}".encode()) if self.generation else base
 
 
 class Effects:
