@@ -88,7 +88,7 @@ def _check_undoing(stage: Stage) -> None:
             if above.kind in ("flat_map", "map_batches"):
                 raise GraphError(
                     f"step {step.task.name!r} has compensate=, and comes after {above.kind} {above.task.name!r} in one stage: "
-                    f"only what was done for a whole record is undone. Put it before {above.task.name!r}, or begin a stage there: "
+                    f"only what was done for a whole record is undone. Put it before {above.task.name!r}, or begin a stage: "
                     f"`pf.expand({step.task.name}, docs.{above.kind}({above.task.name}).reduce(pf.concat()))`."
                 )
             index = above.parent

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import secrets
 import sys
+import threading
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -124,6 +125,8 @@ class Site:
         return digest(f"{self.run_id}/{self.record_key(call.place)}/{call.step}/{call.nth}".encode())
 
 
+_main: Site | None = None
+"""Where the main thread is: that of a child, whose other threads are those of its tasks."""
 _SITE: ContextVar[Site | None] = ContextVar("parflow_site", default=None)
 _FLYING: ContextVar[Call | None] = ContextVar("parflow_flying", default=None)
 
@@ -131,16 +134,31 @@ _FLYING: ContextVar[Call | None] = ContextVar("parflow_flying", default=None)
 @contextmanager
 def entered(site: Site) -> Iterator[None]:
     """Be at a site: what runs meanwhile on this thread, and in the coroutines that it starts, finds itself there."""
-    token = _SITE.set(site)
+    global _main  # noqa: PLW0603 - a process has one main thread
+    token, is_main = _SITE.set(site), threading.current_thread() is threading.main_thread()
+    _main = site if is_main else _main
     try:
         yield
     finally:
         _SITE.reset(token)
+        _main = None if is_main else _main
 
 
 def site() -> Site | None:
-    """Return where this thread is; None outside of a run."""
-    return _SITE.get()
+    """Return where this thread is; None outside of a run.
+
+    Raises
+    ------
+    UsageError
+        When a task has started the thread, and the thread doesn't know its record.
+    """
+    here = _SITE.get()
+    if here is None and _main is not None and threading.current_thread() is not threading.main_thread():
+        raise UsageError(
+            "this thread doesn't know for which record it works: start it with the task's context variables, as in "
+            "`pool.submit(contextvars.copy_context().run, f, …)` (`asyncio.to_thread` does so by itself), or ask before that"
+        )
+    return here
 
 
 # --- what the steps of a stage have to do for it ------------------------------------------------------------------------
@@ -327,6 +345,11 @@ def context() -> Here:
     Here
         Of the record in hand now; keep it to have it later.
 
+    Raises
+    ------
+    UsageError
+        In a thread that doesn't know its record.
+
     Examples
     --------
     >>> import parflow as pf
@@ -339,4 +362,4 @@ def context() -> Here:
     >>> [*pf.items(["anna"]).map(draw).run(home=tempfile.mkdtemp(), isolation="inline").result()]
     [('anna', 'draw', 1, True)]
     """
-    return Here(_SITE.get())
+    return Here(site())
