@@ -29,10 +29,12 @@ from parflow.core.reducers import (
     top,
     var,
 )
-from parflow.errors import Cancelled, ParflowError
+from parflow.errors import Cancelled, InDoubt, ParflowError
 from parflow.model import Failure, Outcome
 from parflow.nodes import Task
 from parflow.policies import Breaker, Retry
+from parflow.runtime.here import Here, context
+from parflow.runtime.once import once
 from parflow.storage.sources.documents import Document
 
 __version__ = "0.1.0"
@@ -74,6 +76,9 @@ __all__ = [
     "sum",
     "top",
     "var",
+    # within a task
+    "context",
+    "once",
     # look and go on
     "open_run",
     "redrive",
@@ -85,7 +90,9 @@ __all__ = [
     "Dataset",
     "Document",
     "Failure",
+    "Here",
     "Histogram",
+    "InDoubt",
     "Missing",
     "Outcome",
     "ParflowError",

@@ -38,9 +38,12 @@
         |-- NotTextError           bytes are not text in the declared encodings
         |-- RecordCrashedError     the child died with the record in hand
         |-- RecordTimeoutError     the record took longer than its task's timeout
-        `-- RecordMemoryError      the record needed more than the child's memory
+        |-- RecordMemoryError      the record needed more than the child's memory
+        |-- EffectInDoubtError     nobody knows whether something outside was done
+        `-- UndoFailedError        something outside was done, and can't be undone
 
-`Cancelled` stands apart: like ``KeyboardInterrupt`` it's no error, and no ``except Exception`` stops it.
+`Cancelled` stands apart: like ``KeyboardInterrupt`` it's no error, and no ``except Exception`` stops it. `InDoubt` is raised
+by users' code.
 
 The class docstring's first line says what happened; ``template`` says it with the particulars. Arguments are positional
 and are kept in ``args``, so every error survives pickling.
@@ -290,6 +293,36 @@ class RecordMemoryError(RecordError):
     """A record needed more than the child's memory."""
 
     template = "needed more memory than its process may use (memory=)"
+
+
+class EffectInDoubtError(RecordError):
+    """It is not known whether something outside was done."""
+
+    template = (
+        "{0!r} may have been done or not: {1}. Look for the idempotency key {2} at the service, and set right what is missing; "
+        "where a second call with that key does no harm, in_doubt='retry' makes it by itself."
+    )
+
+
+class UndoFailedError(RecordError):
+    """Something outside was done and can't be undone."""
+
+    template = "{0!r} was done and stands, since it could not be undone: {1}. Its idempotency key is {2}."
+
+
+class InDoubt(Exception):  # noqa: N818 - it says what is the matter
+    """Raised in a function that `once` calls, when it can't tell whether it had its effect.
+
+    Any other exception says that nothing was done, and that it may be tried again.
+
+    Examples
+    --------
+    >>> def charge(order, client):
+    ...     try:
+    ...         return client.post("/charges", order)
+    ...     except TimeoutError as error:  # sent, but was it received?
+    ...         raise InDoubt("no answer within 10 s") from error
+    """
 
 
 class Cancelled(BaseException):

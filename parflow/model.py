@@ -212,6 +212,25 @@ class CallJob:
         return ~self.call
 
 
+@quick
+@dataclass(frozen=True, slots=True)
+class UndoJob:
+    """Undo what was done outside, the newest first: the ``effects`` named, and those of ``records`` (`record_key`, `call_key`).
+
+    ``unit`` is whose code undoes them: a stage's, or (``~``) a task's.
+    """
+
+    unit: int
+    records: tuple[str, ...] = ()
+    effects: tuple[str, ...] = ()
+    alone: ClassVar[bool] = False
+
+    @property
+    def node(self) -> int:
+        """The unit: what is undone is no longer any node's business."""
+        return self.unit
+
+
 Job = ChunkJob | MergeJob | CallJob
 
 Cause = Literal["exception", "crash", "timeout", "memory", "input"]
@@ -449,6 +468,16 @@ def chunk_id(parts: Iterable[Part]) -> str:
     """Return the identity of a chunk: the digest of its parts, whatever else is in the run."""
     text = "\n".join(f"{p.path}\0{p.start}\0{p.stop}\0{p.size}\0{p.stamp}" for p in parts)
     return digest(text.encode("utf-8", "surrogateescape"))
+
+
+def record_key(stage: int, chunk: Chunk, at: Cursor) -> str:
+    """Return the identity of a record within its run, whichever attempt has it in hand; its effects are kept under it."""
+    return digest(f"{stage}/{chunk.index}/{chunk.id}/{at.part}/{at.offset}".encode())
+
+
+def call_key(call: int) -> str:
+    """Return the identity of a call within its run."""
+    return digest(f"call/{call}".encode())
 
 
 def make_ref(data: bytes, put: Callable[[bytes], str], limit: int = INLINE_BYTES) -> Ref:

@@ -65,6 +65,8 @@ class Task:
         Dask worker resources that a chunk or call of it takes.
     compensate : callable, optional
         Undoes a call, given what it returned.
+    in_doubt : {"stop", "retry"}
+        What becomes of such a call whose process died: nobody makes it again, or it's made again.
     """
 
     function: Callable[..., Any]
@@ -80,6 +82,7 @@ class Task:
     rate: float | None = None
     resources: dict[str, float] | None = None
     compensate: Callable[[Any], Any] | None = None
+    in_doubt: Literal["stop", "retry"] = "stop"
 
     def __post_init__(self) -> None:
         for attribute in ("__module__", "__name__", "__qualname__", "__doc__"):  # as functools.wraps does, on a frozen value

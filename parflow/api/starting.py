@@ -21,6 +21,7 @@ from parflow.policies import Tolerance
 from parflow.runtime.executor import Executor, Options
 from parflow.runtime.program import Program, fetch, keep
 from parflow.runtime.session import SESSIONS
+from parflow.storage.effects import Effects
 from parflow.storage.journal import Journal, RunRow, this_process
 from parflow.storage.store import open_store
 
@@ -63,15 +64,18 @@ def start(
     journal = open_home(where)
     url = f"{store.rstrip('/')}/{run_id}" if store else os.path.join(where, "runs", run_id)
     place = open_store(url)
+    if plan.undoes:
+        Effects(place)  # which refuses a store that can't keep them
     made = keep(place, plan, shape)
     program = Program(made)
     facts = plan.facts()
     started = RunStarted(flow, made.key, facts.stages, FAN_IN, _versions(), facts.tasks, facts.calls, plan.targets)
     owned = Owned(1, f"{os.uname().nodename}:{os.getpid()}", max_failures, asdict(options))
     kept = {"store": place.url, "path": sys.path, **(note or {})}
-    epoch = journal.begin(run_id, flow, time.time(), kept, this_process(), [encode(started), encode(owned)])
+    began = time.time()
+    epoch = journal.begin(run_id, flow, began, kept, this_process(), [encode(started), encode(owned)])
     connect = _connector(cluster, workers, program, options)
-    run = Run(run_id, where, Executor(run_id, program, fold([started, owned]), place, connect, options))
+    run = Run(run_id, where, Executor(run_id, program, fold([started, owned]), place, connect, options, began))
     return _go(run, journal, epoch, wait=wait, progress=progress)
 
 
@@ -258,7 +262,7 @@ def _go_on(
         journal.close()
         raise
     connect = _connector(cluster, _workers(workers), program, options)
-    run = Run(run_id, where, Executor(run_id, program, state, place, connect, options))
+    run = Run(run_id, where, Executor(run_id, program, state, place, connect, options, row.created))
     return _go(run, journal, epoch, wait=wait, progress=progress)
 
 

@@ -9,7 +9,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from parflow.api.checks import guard_recursion
 from parflow.core.forms import BATCHES, Batch, Batched, Concurrent, is_async
@@ -91,6 +91,7 @@ def task(
     rate: float | str | None = None,
     resources: dict[str, float] | None = None,
     compensate: Callable[[Any], Any] | None = None,
+    in_doubt: Literal["stop", "retry"] = "stop",
     concurrency: int | None = None,
     outputs: int = 1,
     name: str | None = None,
@@ -109,6 +110,7 @@ def task(
     rate: float | str | None = None,
     resources: dict[str, float] | None = None,
     compensate: Callable[[Any], Any] | None = None,
+    in_doubt: Literal["stop", "retry"] = "stop",
     concurrency: int | None = None,
     outputs: int = 1,
     name: str | None = None,
@@ -146,7 +148,11 @@ def task(
     resources : dict, optional
         Dask worker resources that a chunk or call of it takes, such as ``{"GPU": 1}``.
     compensate : callable, optional
-        Undoes a call, given what it returned: when a later step of the same record fails for good, or the run does.
+        Undoes a call, given what it returned: when a later step of the same record fails for good, or the run does. Each call
+        is then made once, as by `once`, and undone once.
+    in_doubt : {"stop", "retry"}
+        Of a task with ``compensate``: what is done about a call, or its undoing, whose process died. With "stop" the record is
+        set aside, so that somebody looks whether it was done; "retry" does it again, where that does no harm.
     concurrency : int, optional
         Calls of an ``async`` function that are in flight at once in each child; by default 1. What follows the step gets its
         results in the records' order, so a slow record holds up those behind it once so many are waiting.
@@ -212,6 +218,8 @@ def task(
     def wrap(function: Callable[..., Any]) -> LazyTask:
         if not isinstance(outputs, int) or outputs < 1:
             raise UsageError(f"outputs={outputs!r} is no number of results; write 1 or more")
+        if in_doubt not in ("stop", "retry"):
+            raise UsageError(f"in_doubt={in_doubt!r} is unknown; write 'stop' or 'retry'")
         if not callable(function):
             raise UsageError(f"@task goes on a function, not on {function!r}; write its options by name: @task(timeout='30s')")
         return LazyTask(
@@ -228,6 +236,7 @@ def task(
             per_second(rate) if rate is not None else None,
             resources,
             compensate,
+            in_doubt,
         )
 
     return wrap if function is None else wrap(function)
@@ -258,6 +267,10 @@ def as_batches(function: Any, size: int, form: Batch, name: str | None) -> Task:
     task = as_task(function, name)
     if is_async(task.function):
         raise GraphError(f"map_batches needs a plain function, and {task.name!r} is async; give it to map with concurrency=")
+    if task.compensate is not None:
+        raise GraphError(
+            f"task {task.name!r} has compensate=, which undoes what was done for one record: give it to map, not to map_batches"
+        )
     if not isinstance(size, int) or size < 1:
         raise UsageError(f"size={size!r} is no number of records; write 1 or more")
     if form not in BATCHES:

@@ -185,6 +185,11 @@ class Plan:
         )
         return GraphFacts(tuple(stage.facts() for stage in self.stages), tuple(tasks), tuple(call.facts for call in self.calls))
 
+    @property
+    def undoes(self) -> bool:
+        """Whether anything in it can be undone."""
+        return any(task.compensate for task in (*self.tasks, *(step.task for stage in self.stages for step in stage.steps)))
+
     def explain(self) -> str:
         """Describe the plan in words: stages, fused steps, barriers, calls, and what is stored where."""
         from parflow.core.explain import explain

@@ -67,7 +67,31 @@ def make_plan(name: str, outputs: Iterable[Use | OutputNode], stored: Any = Stor
     wanted = [use if isinstance(use, Use) else Use(use) for use in outputs]
     if not wanted:
         raise GraphError(f"workflow {name!r} returns nothing to compute; return a Value or a Dataset")
-    return _Planner(wanted, stored).plan(name)
+    plan = _Planner(wanted, stored).plan(name)
+    for stage in plan.stages:
+        _check_undoing(stage)
+    return plan
+
+
+def _check_undoing(stage: Stage) -> None:
+    """Refuse to undo what was done for a part of a record: it's the whole record that fails.
+
+    Raises
+    ------
+    GraphError
+        Naming the step.
+    """
+    for step in stage.steps:
+        index = step.parent
+        while step.task.compensate is not None and index >= 0:
+            above = stage.steps[index]
+            if above.kind in ("flat_map", "map_batches"):
+                raise GraphError(
+                    f"step {step.task.name!r} has compensate=, and comes after {above.kind} {above.task.name!r} in one stage: "
+                    f"only what was done for a whole record is undone. Put it before {above.task.name!r}, or begin a stage: "
+                    f"`pf.expand({step.task.name}, docs.{above.kind}({above.task.name}).reduce(pf.concat()))`."
+                )
+            index = above.parent
 
 
 def _inputs(node: Node) -> Iterator[Node]:
@@ -260,7 +284,7 @@ class _Planner:
 
     def _task(self, task: Task) -> int:
         policies = (task.timeout, task.memory, task.retry, task.max_failures, task.breaker, task.limit, task.rate)
-        key = (id(task.function), task.name, task.version, policies, id(task.resources), id(task.compensate))
+        key = (id(task.function), task.name, task.version, policies, id(task.resources), id(task.compensate), task.in_doubt)
         if key not in self.tasks:
             self.tasks[key] = len(self.task_list)
             self.task_list.append(task)

@@ -15,6 +15,7 @@ from typing import Any
 from parflow.model import Counts
 from parflow.nodes import Task
 from parflow.policies import Retry
+from parflow.runtime.here import TRIES
 from parflow.runtime.marker import CALL, OFFSET, ORDINAL, STEP, STOP, WAITING, YIELD, Marker
 
 _TRIED = "_parflow_tried"
@@ -99,18 +100,22 @@ class Attempts:
         def call(record: Any) -> Any:
             began, errors = time.monotonic(), list[str]()
             before, self.earlier = self.earlier, 0
-            while True:
-                self._sleep(self._pause())
-                marker[STEP] = self.number
-                marker[CALL] += 1
-                start = time.monotonic()
-                try:
-                    made = function(record)
-                except (Exception, SystemExit) as error:  # noqa: BLE001 - user code may raise anything
-                    self._sleep(self._failed(error, errors, before, time.monotonic() - began))
-                else:
-                    self._saw(self._is_slow(time.monotonic() - start))
-                    return made
+            try:
+                while True:
+                    self._sleep(self._pause())
+                    marker[STEP] = self.number
+                    marker[CALL] += 1
+                    start = time.monotonic()
+                    try:
+                        made = function(record)
+                    except (Exception, SystemExit) as error:  # noqa: BLE001 - user code may raise anything
+                        self._sleep(self._failed(error, errors, before, time.monotonic() - began))
+                    else:
+                        self._saw(self._is_slow(time.monotonic() - start))
+                        return made
+            finally:
+                if errors:
+                    TRIES.set(0)
 
         return call
 
@@ -125,17 +130,21 @@ class Attempts:
         """Await what a function returns under the policies; ``sleep`` waits on the event loop."""
         began, errors = time.monotonic(), list[str]()
         before, self.earlier = self.earlier, 0
-        while True:
-            if (pause := self._pause()) > 0:
-                await sleep(pause)
-            start = time.monotonic()
-            try:
-                made = await call()
-            except (Exception, SystemExit) as error:  # noqa: BLE001
-                await sleep(self._failed(error, errors, before, time.monotonic() - began))
-            else:
-                self._saw(self._is_slow(time.monotonic() - start))
-                return made
+        try:
+            while True:
+                if (pause := self._pause()) > 0:
+                    await sleep(pause)
+                start = time.monotonic()
+                try:
+                    made = await call()
+                except (Exception, SystemExit) as error:  # noqa: BLE001
+                    await sleep(self._failed(error, errors, before, time.monotonic() - began))
+                else:
+                    self._saw(self._is_slow(time.monotonic() - start))
+                    return made
+        finally:
+            if errors:
+                TRIES.set(0)
 
     # --- deciding ------------------------------------------------------------------------------------------------------
 
@@ -175,6 +184,7 @@ class Attempts:
             raise error
         self.watch.count(self.name, Counts(retries=1))
         errors.append(f"{type(error).__qualname__}: {error}"[:200])
+        TRIES.set(len(errors))
         return delay
 
 

@@ -16,10 +16,11 @@ from parflow.model import CallKind, Cause, Chunk, Cursor, Failure, Receipt, Ref,
 from parflow.nodes import Arguments, Task, is_plain
 from parflow.runtime.attempts import Unproven, Watch, policies, tried
 from parflow.runtime.marker import CALL, CLOSING, STEP, put
-from parflow.runtime.pipeline import Context, describe, keep_bytes, pickled, preview, trace_of
+from parflow.runtime.once import call_once
+from parflow.runtime.pipeline import Context, describe, keep_bytes, preview, trace_of
 from parflow.runtime.prints import PRINTS
 from parflow.runtime.program import grown
-from parflow.runtime.values import filled
+from parflow.runtime.values import filled, pickled
 from parflow.storage.sources.items import ItemsSource
 
 
@@ -77,7 +78,7 @@ def run_call(task: Task, given: Given, context: Context, earlier: int = 0) -> Re
         attempts = policies(task, 1, marker, watch, context.terms, earlier)
 
         def call(_: Any) -> Any:
-            return invoke(task, args, kwargs)
+            return call_once(task, lambda: invoke(task, args, kwargs))
 
         result = call(None) if attempts is None else attempts.around(call)(None)
         if given.kind == "choose":

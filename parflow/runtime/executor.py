@@ -102,6 +102,8 @@ class Executor:
         Makes the `Hands`; called on a thread of its own, so that listing goes on while a cluster starts.
     options : Options
         How to run.
+    began : float
+        When the run began, before any resume (seconds since 1970).
     """
 
     def __init__(
@@ -112,11 +114,13 @@ class Executor:
         store: Store,
         connect: Callable[[], Hands],
         options: Options,
+        began: float = 0.0,
     ) -> None:
         self.run_id = run_id
         self.program = program
         self.store = store
         self.options = options
+        self.began = began
         self.coordinator = Coordinator(run_id, state, window=options.window, rules=program.rules, grace=options.grace)
         self.inbox: queue.SimpleQueue[Stimulus | None] = queue.SimpleQueue()
         self.writer: Writer | None = None
@@ -304,6 +308,7 @@ class Executor:
             bindings=self._bindings(self.state.stages[submit.unit].facts.needs),
             terms=self._terms(submit),
             resources=self._resources(submit),
+            began=self.began,
         )
 
     def _terms(self, submit: Submit) -> Terms:
@@ -333,6 +338,7 @@ class Executor:
             given=tuple(self._given(job.call) for job in submit.jobs if isinstance(job, CallJob)),
             terms=self._terms(submit),
             resources=self._resources(submit),
+            began=self.began,
         )
 
     def _given(self, call: int) -> Given:

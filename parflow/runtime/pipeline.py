@@ -35,10 +35,13 @@ from parflow.model import (
     make_ref,
 )
 from parflow.runtime.attempts import TERMS, Attempts, Terms, Unproven, Watch, policies, tried
+from parflow.runtime.here import placed, site
 from parflow.runtime.marker import CLOSING, DECODING, HELD, OFFSET, ORDINAL, PART, READING, STEP, STOP, Marker, Place, put, take
+from parflow.runtime.once import after_undoing, undoable
 from parflow.runtime.places import Places
 from parflow.runtime.prints import PRINTS, TRACE
 from parflow.runtime.steps import Batches, Door, Fail, Keeps, door, fan_out, plain
+from parflow.runtime.values import pickled
 from parflow.storage.disk import unwritable
 
 PREVIEW = 200
@@ -140,7 +143,7 @@ class DeadLetters:
         """Name the record at a place, for a person."""
         return str(self.stage.source.record_id(self.chunk.parts[at.part], at.offset))
 
-    def add(self, step: int, error: BaseException, record: Any, cause: Cause = "exception", at: Cursor | None = None) -> None:
+    def add(self, step: int, error: BaseException, record: Any, cause: Cause = "exception") -> None:
         """Set the record in hand aside; out of memory, give the whole piece up."""
         if isinstance(error, MemoryError):
             raise OutOfMemory from error
@@ -149,7 +152,8 @@ class DeadLetters:
         self.watch.count(self.stage.label(step), Counts(failed=1))
         if cause == "exception" and isinstance(error, RecordTimeoutError):  # the trace says where it was
             cause, self.late = "timeout", True
-        self.items.append(self.describe(step, error, cause, trace, record, at or self.in_hand(), told=told))
+        letter = self.describe(step, error, cause, trace, record, self.in_hand(), told=told)
+        self.items.append(after_undoing(letter, self.stage, step, self.marker))
 
     def describe(
         self, step: int, error: BaseException, cause: Cause, trace: str, record: Any, at: Cursor, *, told: bool = True
@@ -252,7 +256,10 @@ class _Writing:
 
         def late(place: Place, record: Any, error: BaseException) -> None:
             """Set aside a record that the writer refused after it had buffered it."""
-            letters.add(number, error, record, at=Cursor(*place[:3]))
+            here = take(marker)
+            put(marker, place)
+            letters.add(number, error, record)
+            put(marker, here)
 
         self.writer = output.body.open(context.run_id, context.attempt, late)
         write = self.writer.write
@@ -294,16 +301,6 @@ class _Writing:
 def keep_bytes(data: bytes, context: Context) -> Ref:
     """Keep a result, at hand or in the store."""
     return make_ref(data, lambda body: str(context.store.put(f"results/{context.attempt}.pkl", body)), context.inline_bytes)
-
-
-def pickled(value: Any) -> bytes:
-    """Pickle a value; by value what belongs to a notebook or a script, which other processes can't import."""
-    try:
-        return pickle.dumps(value, protocol=5)
-    except Exception:  # noqa: BLE001 - whatever it was, the slower way may do
-        from parflow.runtime.code import dumps
-
-        return dumps(value)
 
 
 def keep(step: str, value: Any, context: Context) -> Ref:
@@ -503,6 +500,8 @@ def run_piece(stage: Stage, job: ChunkJob, context: Context, timeouts: Timeouts)
     source = copy.copy(stage.source)  # threads of a worker share the stage; each piece counts its own encodings
     source.reset()
     stage = replace(stage, source=source)
+    if (here := site()) is not None:
+        stage = placed(undoable(stage, here), here)
     letters = DeadLetters(stage, chunk, marker)
     door, keeps, ends = _compile(stage, context, letters, timeouts, piece)
     results: list[Ref | None] = []

@@ -19,6 +19,16 @@ def unpickle_all(data: bytes) -> Iterator[Any]:
         yield pickle.load(stream)
 
 
+def pickled(value: Any) -> bytes:
+    """Pickle a value; by value what belongs to a notebook or a script, which other processes can't import."""
+    try:
+        return pickle.dumps(value, protocol=5)
+    except Exception:  # noqa: BLE001 - whatever it was, the slower way may do
+        from parflow.runtime.code import dumps
+
+        return dumps(value)
+
+
 def load(binding: Binding, store: Any) -> Any:
     """Open a value: a new object each time, which whoever gets it may change."""
 

@@ -19,6 +19,7 @@ from parflow.model import (
     MergeJob,
     Piece,
     Receipt,
+    UndoJob,
     digest,
     dump_json,
     from_json,
@@ -28,11 +29,13 @@ from parflow.model import (
 from parflow.nodes import Task
 from parflow.runtime.attempts import TERMS, Terms
 from parflow.runtime.calls import Given, run_call
+from parflow.runtime.here import Site, entered
 from parflow.runtime.instances import Instances
 from parflow.runtime.marker import JOB, STEP, STOP, Marker
 from parflow.runtime.pipeline import Broken, Context, describe, run_merge, run_piece
 from parflow.runtime.prints import PRINTS
 from parflow.runtime.program import read_code
+from parflow.runtime.undoing import run_undo
 from parflow.storage.store import Store, open_store
 
 Isolation = Literal["process", "inline"]
@@ -45,13 +48,13 @@ class Batch:
     ``labels`` and ``timeouts`` (seconds) are of the numbered steps; ``memory`` is in bytes; after ``slice`` seconds the job
     in hand yields and the rest of the batch comes back untouched. ``bindings`` are the values that the stage needs, in its
     order; ``given`` what each call is made with. ``terms`` are what policies leave to the child;
-    ``resources`` what a Dask worker must have to take it.
+    ``resources`` what a Dask worker must have to take it; ``began`` when the run began (seconds since 1970).
     """
 
     run_id: str
     attempt: str
     unit: int
-    jobs: tuple[Job, ...]
+    jobs: tuple[Job | UndoJob, ...]
     store: str
     code: str
     labels: tuple[str, ...]
@@ -65,6 +68,7 @@ class Batch:
     given: tuple[Given, ...] = ()
     terms: Terms = TERMS
     resources: Mapping[str, float] | None = None
+    began: float = 0.0
 
     @property
     def name(self) -> str:
@@ -152,7 +156,7 @@ def run_jobs(batch: Batch, first: int, opened: Opened, marker: Marker) -> Iterat
         try:
             job = batch.jobs[number]
             marker[STEP] = 0  # no step's timeout holds for what comes before its first record
-            if isinstance(job, MergeJob):
+            if isinstance(job, (MergeJob, UndoJob)):
                 code = opened.code(batch)
             else:
                 code = opened.task(batch) if isinstance(job, CallJob) else opened.stage(batch)
@@ -176,12 +180,18 @@ def _run_job(batch: Batch, number: int, code: Any, store: Store, marker: Marker)
     if isinstance(job, MergeJob):
         name = f"s{job.stage}-merge{job.output}.{job.bucket}-{job.level}-{job.index:06d}-{token}"
         return run_merge(code, job, Context(batch.run_id, name, store, marker, batch.inline_bytes))
+    if isinstance(job, UndoJob):
+        context = Context(batch.run_id, f"undo{job.unit}-{token}", store, marker, batch.inline_bytes)
+        with entered(Site(batch.run_id, batch.began, store, marker, job, code)):
+            return run_undo(code, job, context)
     if isinstance(job, CallJob):
         context = Context(batch.run_id, f"call{job.call}-{token}", store, marker, batch.inline_bytes, batch.terms)
-        return run_call(code, batch.given[number], context, len(job.earlier))
+        with entered(Site(batch.run_id, batch.began, store, marker, job, code)):
+            return run_call(code, batch.given[number], context, len(job.earlier))
     name = f"s{job.stage}-{job.piece.chunk:06d}-{job.piece.first:09d}-{token}"
     context = Context(batch.run_id, name, store, marker, batch.inline_bytes, batch.terms)
-    receipt = run_piece(code, job, context, batch.timeouts)
+    with entered(Site(batch.run_id, batch.began, store, marker, job, code)):
+        receipt = run_piece(code, job, context, batch.timeouts)
     if receipt.files or any(ref is not None and ref.key for ref in receipt.results):
         claim = {"stage": job.stage, "chunk": job.chunk.id, "piece": to_json(job.piece), "receipt": to_json(receipt)}
         body = dump_json(claim)
