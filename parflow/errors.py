@@ -29,6 +29,7 @@
     |   |-- StepError              a step is broken as a whole
     |   |-- CallFailedError        a call failed that the result needs
     |   `-- RunStoppedError        somebody stopped it; it can be resumed
+    |-- InjectedError              a fault script wanted an error
     `-- RecordError                why one record became a dead letter
         |-- RecordTooLargeError    longer than max_record
         |-- InputChangedError      the file changed after it was listed
@@ -233,6 +234,12 @@ class RunStoppedError(RunError):
     """Somebody stopped the run."""
 
     template = "run {0} was stopped. Everything finished is kept; `parflow resume {0}` goes on."
+
+
+class InjectedError(ParflowError):
+    """A fault script wanted an error."""
+
+    template = "the fault script of step {0!r} lets attempt {1} fail"
 
 
 class RecordError(ParflowError):

@@ -113,3 +113,16 @@ def odd() -> Any:
     """Give a result that JSON hardly has."""
     things = {("a", 1): 1, "big": 2**80, "broken \udcff": (1, 2), None: None}
     return pf.items([1]).reduce(pf.reducer(dict, lambda state, record: things, lambda a, b: things, name="odd"))
+
+
+@pf.task(retry=pf.Retry(5, wait=0))
+def slowly(number: int) -> int:
+    time.sleep(0.004)
+    return number
+
+
+@pf.workflow
+def total(count: int) -> Any:
+    """Sum up numbers, and count them; each takes its time."""
+    numbers = pf.items(range(count), chunk_records=20).map(slowly)
+    return numbers.reduce(pf.sum()), numbers.reduce(pf.count())
