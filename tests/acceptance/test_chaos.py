@@ -66,7 +66,7 @@ def test_a_run_whose_children_and_fork_server_are_killed_ends_with_the_right_res
 
 
 def test_a_run_on_a_cluster_whose_workers_are_killed_ends_with_the_right_result(tmp_path: Path) -> None:
-    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
+    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0") as cluster:
         nannies = {worker.process.pid for worker in cluster.workers.values()}
         run = flows.total(2 * COUNT).run(cluster=cluster, wait=False)
         until(lambda: begun(run), "the first chunk")
