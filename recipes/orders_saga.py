@@ -1,8 +1,8 @@
 """Charge orders, reserve stock, ship: and when shipping fails for good, release the stock and pay the money back.
 
-`python recipes/orders_saga.py orders.jsonl` makes the shop's tables in a throw-away PostgreSQL server (local_postgres.py), runs, and
-balances the books; behind it write the URL of a database of your own. When that has the tables, so does
-`parflow run recipes/orders_saga.py --source orders.jsonl --database postgresql://…`. It needs `pip install "psycopg[binary]"`.
+`python recipes/orders_saga.py orders.jsonl` makes the shop's tables in a throw-away PostgreSQL server (local_postgres.py),
+runs, and balances the books; the URL of a database of your own may stand behind it. When that has the tables, write
+`parflow run recipes/orders_saga.py --source orders.jsonl --database postgresql://…`. It needs `pip install 'psycopg[binary]'`.
 """
 
 from __future__ import annotations

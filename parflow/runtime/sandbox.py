@@ -38,7 +38,7 @@ LOG_BYTES = 4 << 20
 LEAVE_SECONDS = 2.0
 """What idle children may take, all together, to close what their class tasks opened; and a cancelled one to clean up."""
 
-LOADS = 3
+LOADS = 5
 """Children in a row that may end before they have a job in hand, until what they load is blamed."""
 
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "ARROW_NUM_THREADS")
