@@ -30,6 +30,7 @@
     |   |-- CallFailedError        a call failed that the result needs
     |   |-- RunStoppedError        somebody stopped it; it can be resumed
     |   `-- RunCancelledError      somebody cancelled it; it can be resumed all the same
+    |-- InjectedError              a fault script wanted an error
     `-- RecordError                why one record became a dead letter
         |-- RecordTooLargeError    longer than max_record
         |-- InputChangedError      the file changed after it was listed
@@ -241,6 +242,12 @@ class RunCancelledError(RunError):
     """Somebody cancelled the run."""
 
     template = "run {0} was cancelled. Everything finished is kept; `parflow resume {0}` goes on if its result is wanted."
+
+
+class InjectedError(ParflowError):
+    """A fault script wanted an error."""
+
+    template = "the fault script of step {0!r} lets attempt {1} fail"
 
 
 class RecordError(ParflowError):

@@ -24,6 +24,7 @@ LAYERS = {
     "runtime": "errors model policies nodes core storage",
     "views": "errors model core",
     "api": "errors model policies nodes core storage runtime views",
+    "testing": "errors model nodes core runtime api",
     "cli": "errors model views api",
 }
 

@@ -58,6 +58,9 @@ NOTICE_SECONDS = 0.25
 LEAVE_SECONDS = 2.0
 """What idle children may take, all together, to close what their class tasks opened; and a cancelled one to clean up."""
 
+LOADS = 5
+"""Children in a row that may end before they have a job in hand, until what they load is blamed."""
+
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "ARROW_NUM_THREADS")
 
 
@@ -155,9 +158,18 @@ class Child:
         self.marker = memoryview(mmap.mmap(shared, MARKER_BYTES)).cast("Q")
         try:
             self.pid = server.ask({"do": "fork", "memory": memory}, (theirs.fileno(), shared, self.log))
+            self.parent = server.process
         finally:
             theirs.close()
             os.close(shared)
+
+    def gone(self) -> bool:
+        """Tell whether an idle child has ended, or is about to: it says nothing unasked, so its socket shows only that."""
+        if self.parent is not None and self.parent.poll() is not None:
+            return True
+        look = select.poll()
+        look.register(self.sock, select.POLLIN | select.POLLHUP)
+        return bool(look.poll(0))
 
     def resident(self) -> int:
         """Return the bytes of memory that the child holds now, 0 when it is gone."""
@@ -231,15 +243,19 @@ class Sandbox:
         with self.lock:
             if self.closed:
                 raise ParflowError("the sandbox is closed")
-            for child in self.idle:
-                if child.memory == memory and not (fresh and child.used):
-                    self.idle.remove(child)
-                    self.busy[child.pid] = child
-                    return child
-        child = Child(self.server, memory)
-        with self.lock:
-            self.busy[child.pid] = child
-        return child
+            dead = [child for child in self.idle if child.gone()]  # all of them are, if their fork server was killed
+            self.idle = [child for child in self.idle if child not in dead]
+            taken = next((child for child in self.idle if child.memory == memory and not (fresh and child.used)), None)
+            if taken is not None:
+                self.idle.remove(taken)
+                self.busy[taken.pid] = taken
+        for child in dead:
+            child.end()
+        if taken is None:
+            taken = Child(self.server, memory)
+            with self.lock:
+                self.busy[taken.pid] = taken
+        return taken
 
     def _give(self, child: Child) -> None:
         with self.lock:
@@ -315,7 +331,7 @@ class Sandbox:
             with self.warming:  # children that are on their way are worth waiting for
                 self.server.load(batch.preload)
             number, barren = 0, 0
-            while number < len(batch.jobs) and barren < 2:
+            while number < len(batch.jobs) and barren < LOADS:
                 if batch.name in self.stopped or (number and time.monotonic() - began > batch.slice):
                     break
                 before = number
@@ -324,7 +340,7 @@ class Sandbox:
                 last = receipts[number - 1] if number else None
                 if last is not None and last.status == "broken":
                     break
-            if barren == 2:
+            if barren == LOADS:
                 receipts[number] = _unloadable(batch)
         with self.lock:
             self.markers.pop(batch.name, None)
@@ -466,7 +482,7 @@ def _obituary(child: Child, batch: Batch, cause: Any, error: ParflowError, drop:
 
 
 def _unloadable(batch: Batch) -> Receipt:
-    error = RecordCrashedError("twice, while it loaded the step's code or opened its input")
+    error = RecordCrashedError(f"{LOADS} times, while it loaded the step's code or opened its input")
     return Receipt("broken", failure=describe(error, record="", step=batch.labels[0], cause="crash"))
 
 

@@ -171,3 +171,16 @@ def pages(log: str, gate: str, out: str, kept: int = 100_000, written: int = 1) 
     rows.map(lambda row: {"number": row["number"], "text": row["written"]}).write_jsonl(out)
     sizes = pf.reducer(list, lambda state, row: [*state, row["kept"]], join, finish=lambda state: sum(map(len, state)))
     return rows.reduce(sizes)
+
+
+@pf.task(retry=pf.Retry(5, wait=0))
+def slowly(number: int) -> int:
+    time.sleep(0.004)
+    return number
+
+
+@pf.workflow
+def total(count: int) -> Any:
+    """Sum up numbers, and count them; each takes its time."""
+    numbers = pf.items(range(count), chunk_records=20).map(slowly)
+    return numbers.reduce(pf.sum()), numbers.reduce(pf.count())

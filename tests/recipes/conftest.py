@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+import itertools
+import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,3 +37,32 @@ def command(tmp_path: Path) -> Command:
         return done.stdout
 
     return run
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """Run a real PostgreSQL server; where its package is missing its tests are skipped, but not in CI."""
+    local: Any = importlib.import_module("local_postgres")
+    try:
+        importlib.import_module("psycopg")
+        local.programs()
+    except ModuleNotFoundError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"{error}; the tests of recipes that use PostgreSQL want pip install '.[test]'")
+    with local.server() as url:
+        yield url
+
+
+NUMBERS = itertools.count(1)
+
+
+@pytest.fixture
+def database(postgres: str) -> str:
+    """Make an empty database, and return its URL."""
+    import psycopg
+
+    name = f"shop_{next(NUMBERS)}"
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}".encode())
+    return postgres.replace("/postgres?", f"/{name}?")

@@ -23,7 +23,7 @@ def pattern(line: str) -> str:
 
 
 def test_every_recipe_has_a_section() -> None:
-    helpers = {"fetch_texts.py", "make_logs.py", "stub_service.py"}
+    helpers = {"fetch_texts.py", "local_postgres.py", "make_logs.py", "make_orders.py", "stub_service.py"}
     assert set(SECTIONS) == {path.name for path in (ROOT / "recipes").glob("*.py")} - helpers
 
 

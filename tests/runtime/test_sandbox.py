@@ -385,17 +385,15 @@ def test_a_child_stuck_in_c_dies_with_its_parent_too(tmp_path: Path) -> None:
     assert alive == []
 
 
-def test_the_fork_server_is_started_anew_when_it_was_killed(sandbox: Sandbox, run: Callable[..., Receipt]) -> None:
-    assert chunk_of(run(lambda x: x)) == list(range(10))
+def test_the_fork_server_is_started_anew_when_it_was_killed_and_its_idle_children_are_missed_by_nobody(
+    sandbox: Sandbox, run: Callable[..., Receipt]
+) -> None:
+    sandbox.warm(4, (), None)
+    assert len(sandbox.idle) == 4
     assert sandbox.server.process is not None
     sandbox.server.process.kill()
-    sandbox.server.process.wait()
-    for child in sandbox.idle:
-        psutil.wait_procs([psutil.Process(child.pid)] if psutil.pid_exists(child.pid) else [], timeout=5)
-    receipt = run(lambda x: x)
-    if receipt.status == "died":  # the idle child was gone with its server: the job is simply run again
-        receipt = run(lambda x: x)
-    assert chunk_of(receipt) == list(range(10))
+    assert chunk_of(run(lambda x: x)) == list(range(10))
+    assert len(sandbox.idle) == 1
 
 
 def test_chunks_name_what_they_hold() -> None:
