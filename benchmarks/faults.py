@@ -35,7 +35,7 @@ def _parflow(documents: int, out: str, wrong: dict[str, str]) -> common.Answer:
     start = time.perf_counter()
     run = flow.documents(corpus.pattern(documents), out, wrong).run(workers=WORKERS, max_failures=len(wrong))
     totals, seconds = run.result()["totals"], time.perf_counter() - start
-    causes = Counter(letter.cause for letter in run.failures())
+    causes = Counter(letter.cause for letter in run.dead_letters())
     return {"docs": totals["docs"], "causes": causes, "end": "finished", "seconds": seconds}
 
 

@@ -154,7 +154,7 @@ if __name__ == "__main__":
         set_up(url, {"lamp": 50, "chair": 30, "desk": 20, "shelf": 50, "vase": 100})
         run = orders_saga(sys.argv[1], url).run(workers=2, max_failures=0.2)
         print(run.result())
-        print("set aside:", dict(Counter(f"{failure.step}, {failure.error}" for failure in run.failures())))
+        print("set aside:", dict(Counter(f"{failure.step}, {failure.error}" for failure in run.dead_letters())))
         sums = books(url)
         print(f"charged {sums['charged']} - refunded {sums['refunded']} = {sums['charged'] - sums['refunded']} cents")
         print(f"shipped {sums['parcels']} parcels worth {sums['shipped']} cents")

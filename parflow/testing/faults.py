@@ -212,7 +212,7 @@ class Faults:
     >>> faults = Faults([Fault("ask", record=5, error=ConnectionError("down"))])
     >>> squares = pf.items([1, 3, 5]).map(ask)
     >>> run = faults.on(squares).run(max_failures=1, isolation="inline")
-    >>> list(run.result()), run.failures()[0].message
+    >>> list(run.result()), run.dead_letters()[0].message
     ([1, 9], 'down')
     >>> faults.happened()
     [Happened(step='ask', kind='raise', record='5', attempt=1)]

@@ -62,7 +62,7 @@ def test_a_run_whose_children_and_fork_server_are_killed_ends_with_the_right_res
     with Chaos(seed=7, children=3.0, workers=1.0).on(run) as storm:
         assert run.result() == RIGHT
     assert storm.kills
-    assert run.failures() == []
+    assert run.dead_letters() == []
 
 
 def test_a_run_on_a_cluster_whose_workers_are_killed_ends_with_the_right_result(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_a_run_on_a_cluster_whose_workers_are_killed_ends_with_the_right_result(
             assert run.result() == (sum(range(2 * COUNT)), 2 * COUNT)
     assert {kill.what for kill in storm.kills} <= {"child", "worker"}
     assert {kill.pid for kill in storm.kills if kill.what == "worker"} & nannies
-    assert run.failures() == []
+    assert run.dead_letters() == []
 
 
 def test_another_run_beside_it_is_left_alone() -> None:
@@ -116,7 +116,7 @@ def test_a_program_that_is_killed_whole_and_in_parts_goes_on_to_the_right_result
     assert "coordinator" in killed
     assert survived.starts == 1 + killed.count("coordinator")
     assert survived.run.status == "succeeded"
-    assert survived.run.failures() == []
+    assert survived.run.dead_letters() == []
     shell.all_gone()
 
 

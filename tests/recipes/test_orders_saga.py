@@ -100,7 +100,7 @@ def test_the_orders_that_fail_are_paid_back_and_put_back_and_no_other(books: Cal
     shop = books(120)
     run = shop.bound().run(workers=2, max_failures=20)
     assert run.result() == {"shipped": len(shop.good), "cents": sum(order["cents"] for order in shop.good)}
-    assert Counter((failure.step, failure.error) for failure in run.failures()) == {
+    assert Counter((failure.step, failure.error) for failure in run.dead_letters()) == {
         ("ship", "UndeliverableError"): 10,
         ("reserve", "OutOfStockError"): 7,
     }
@@ -126,7 +126,7 @@ def test_an_order_whose_child_dies_at_each_attempt_is_undone_like_any_other(book
     faults = Faults([Fault("ship", "kill", record=lambda order: order["order"] == "A00003")])
     run = faults.on(shop.bound()).run(workers=2, max_failures=1)
     assert run.result()["shipped"] == 9
-    assert [(failure.step, failure.cause) for failure in run.failures()] == [("ship", "crash")]
+    assert [(failure.step, failure.cause) for failure in run.dead_letters()] == [("ship", "crash")]
     assert "A00003" not in shop.shipped
     shop.balance()
 
@@ -141,7 +141,7 @@ def test_a_run_that_fails_takes_everything_back(books: Callable[[int], Books]) -
     shop.balance()
 
 
-def survive(shop: Books, seed: int, **arguments: object) -> Survived:
+def survive(shop: Books, seed: int, **arguments: Any) -> Survived:
     """Fulfil the orders while children, their fork server and the coordinator are killed."""
     chaos = Chaos(seed=seed, children=2.0, workers=0.5, coordinator=0.7, most=12)
     flow = f"{ROOT}/recipes/orders_saga.py"
@@ -154,7 +154,7 @@ def test_the_books_balance_to_the_cent_whatever_is_killed(books: Callable[[int],
     survived = survive(shop, seed=5)
     assert {kill.what for kill in survived.kills} == {"child", "worker", "coordinator"}
     assert survived.result == {"shipped": len(shop.shipped), "cents": saga.books(shop.database)["shipped"]}
-    assert {failure.error for failure in survived.run.failures()} <= {"UndeliverableError", "OutOfStockError"}
+    assert {failure.error for failure in survived.run.dead_letters()} <= {"UndeliverableError", "OutOfStockError"}
     assert shop.shipped == {order["order"] for order in shop.good}
     shop.balance()
 
@@ -174,7 +174,7 @@ def test_nobody_is_charged_twice_though_the_service_would_do_it(books: Callable[
         ("parcels", "kind = 'recalled'"),
     ]:
         assert max(shop.count(table, kind).values(), default=1) == 1, kind
-    failed = {shop.order_of(failure): failure for failure in survived.run.failures()}
+    failed = {shop.order_of(failure): failure for failure in survived.run.dead_letters()}
     sure = {order["order"] for order in shop.good} - set(failed)
     assert len(sure) > 700
     assert sure <= shop.shipped

@@ -63,7 +63,7 @@ def test_a_fault_costs_its_record_and_no_other(fault: Fault, cause: str, error: 
     faults = Faults([fault])
     run = faults.on(doubles()).run(workers=1, max_failures=1)
     assert list(run.result()) == [0, 2, 4, 6, 10]
-    (failure,) = run.failures()
+    (failure,) = run.dead_letters()
     assert (failure.step, failure.cause, failure.error) == ("double", cause, error)
     assert set(faults.happened()) >= {Happened("double", fault.kind, "4", 1)}
 
@@ -127,7 +127,7 @@ def test_every_form_of_step_fails_for_its_record_alone(dataset: Any, kind: Any) 
     faults = Faults([Fault("double", kind, record=3)])
     run = faults.on(dataset(pf.items(range(6), chunk_records=6))).run(workers=1, max_failures=1)
     assert list(run.result()) == [0, 2, 4, 8, 10]
-    assert [failure.ordinal for failure in run.failures()] == [3]
+    assert [failure.ordinal for failure in run.dead_letters()] == [3]
 
 
 @pytest.mark.parametrize("form", ["pandas", "arrow"])
@@ -165,7 +165,7 @@ def test_a_fault_for_a_step_that_is_not_there_is_told_before_anything_runs() -> 
 def test_a_deadly_fault_never_ends_the_process_that_made_the_script() -> None:
     run = Faults([Fault("double", "kill", record=4)]).on(doubles()).run(isolation="inline", max_failures=1)
     assert list(run.result()) == [0, 2, 4, 6, 10]
-    assert "it wants a child" in run.failures()[0].message
+    assert "it wants a child" in run.dead_letters()[0].message
 
 
 def test_what_a_script_kept_goes_with_its_process() -> None:

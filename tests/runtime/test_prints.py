@@ -87,7 +87,9 @@ def leave(number: int) -> None:
     os._exit(3)
 
 
-@pytest.mark.parametrize(("die", "cause", "trace"), [(crash, "crash", "in crash"), (hang, "timeout", ""), (leave, "crash", "")])
+@pytest.mark.parametrize(
+    ("die", "cause", "trace"), [(crash, "crash", "in crash"), (hang, "timeout", "in hang"), (leave, "crash", "")]
+)
 def test_the_output_of_a_record_that_ends_its_child_stands_apart_from_the_traceback(
     die: Callable[[int], None], cause: str, trace: str
 ) -> None:
