@@ -28,6 +28,7 @@
     |   |-- TooManyFailuresError   more dead letters than max_failures
     |   |-- StepError              a step is broken as a whole
     |   |-- CallFailedError        a call failed that the result needs
+    |   |-- CompensationFailedError  it was to be undone, and something still stands
     |   |-- RunStoppedError        somebody stopped it; it can be resumed
     |   `-- RunCancelledError      somebody cancelled it; it can be resumed all the same
     |-- InjectedError              a fault script wanted an error
@@ -242,6 +243,15 @@ class RunCancelledError(RunError):
     """Somebody cancelled the run."""
 
     template = "run {0} was cancelled. Everything finished is kept; `parflow resume {0}` goes on if its result is wanted."
+
+
+class CompensationFailedError(RunError):
+    """What a run did was to be undone, and some of it could not be."""
+
+    template = (
+        "run {0}: {1} of what it did still stands, though it was to be undone; first: {2}. `parflow failures {0}` lists it; "
+        "`parflow resume {0}` tries again."
+    )
 
 
 class InjectedError(ParflowError):

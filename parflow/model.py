@@ -231,7 +231,7 @@ class UndoJob:
         return self.unit
 
 
-Job = ChunkJob | MergeJob | CallJob
+Job = ChunkJob | MergeJob | CallJob | UndoJob
 
 Cause = Literal["exception", "crash", "timeout", "memory", "input"]
 

@@ -9,20 +9,17 @@ of its entries.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 
-from parflow.core.attempts import Reason, accepts, judge, next_call, refusal, tell
+from parflow.core.attempts import Reason, judge, next_call, tell
+from parflow.core.barriers import REST, Barriers
 from parflow.core.dataflow import Dataflow, Verdict
 from parflow.core.entries import (
-    BarrierOpened,
     Called,
     ChunksListed,
-    Cut,
     Decided,
-    Entry,
     Grown,
     Merged,
     PieceEnded,
@@ -31,35 +28,31 @@ from parflow.core.entries import (
 )
 from parflow.core.growth import renumbered
 from parflow.core.history import RunState
-from parflow.core.lanes import Lanes, Rank
+from parflow.core.lanes import UNDOING, Lanes, Rank, lane_of
 from parflow.core.pieces import around, rest_of, without_part
 from parflow.core.rules import RulesOf, free
 from parflow.core.signals import (
-    Append,
     BatchLost,
     BatchReturned,
     Bell,
     Broke,
-    Cancel,
     Durable,
     Finish,
     Instruction,
     List,
     Listed,
-    Publish,
     Rang,
-    Ring,
     SinkPublished,
     SlotsChanged,
+    Stands,
     Stimulus,
     StopRequested,
     Submit,
+    Survey,
     Yield,
 )
-from parflow.core.state import StageState
-from parflow.core.trees import Trees
+from parflow.core.undoing import Undoing
 from parflow.model import (
-    Address,
     CallJob,
     ChunkJob,
     Failure,
@@ -67,18 +60,15 @@ from parflow.model import (
     MergeJob,
     Piece,
     Receipt,
+    UndoJob,
+    record_key,
 )
-from parflow.policies import Tolerance
 
 MAX_LOSSES = 4
 """How often a job's worker may vanish, or the job come back untouched, before the run is ended (infrastructure's fault)."""
 
-REST = -1
-"""Rings, in an output's place, for what is left in flight of a stage when nobody waits for it any more."""
-REST_SECONDS = 1.0
 
-
-class Coordinator:
+class Coordinator(Barriers):
     """Drives one run from its folded state to an end.
 
     Parameters
@@ -93,6 +83,8 @@ class Coordinator:
         Gives the policies of a stage (its number) or of a task's calls (``~`` the task's number).
     grace : float
         Seconds that what is in flight has to come back in once the run ends; then it's cancelled.
+    compensate : bool
+        Undo all that can be undone when the run fails.
 
     Examples
     --------
@@ -105,32 +97,30 @@ class Coordinator:
     [List(stage=0, skip=0)]
     """
 
-    def __init__(self, run_id: str, state: RunState, *, window: int = 2, rules: RulesOf = free, grace: float = 30.0) -> None:
+    def __init__(
+        self,
+        run_id: str,
+        state: RunState,
+        *,
+        window: int = 2,
+        rules: RulesOf = free,
+        grace: float = 30.0,
+        compensate: bool = False,
+    ) -> None:
         if state.started is None or state.owned is None:
             raise ValueError("the state has no RunStarted and Owned entries")
-        self.run_id = run_id
-        self.state = state
-        self.epoch = state.owned.epoch
-        self.tolerance = Tolerance(state.owned.max_failures)
-        self.rules = rules
-        self.grace = grace
-        self.ending: RunEnded | None = None
-        self.finished = False
-        self._targets = state.started.targets or tuple(
+        targets = state.started.targets or tuple(
             (number, output) for number, facts in enumerate(state.started.stages) for output in range(len(facts.kinds))
         )
-        self._flow = Dataflow(state, self._targets)
-        self._trees = Trees(state, self._requeue, self._is_open)
-        self._out: list[Instruction] = []
-        self._lanes = Lanes(self.epoch, rules, window, self._ring, lambda *turn: self._append(Turned(*turn)))
-        self._tickets = 0
-        self._durable = 0
-        self._last: dict[int, int] = {}  # each stage's last ticket
-        self._settling: deque[tuple[int, Callable[[], None]]] = deque()
+        lanes = Lanes(state.owned.epoch, rules, window, self._ring, lambda *turn: self._append(Turned(*turn)))
+        super().__init__(run_id, state, Dataflow(state, targets), lanes, rules)
+        self.grace = grace
+        self.compensate = compensate
+        self.finished = False
+        self._targets = targets
+        self._undoing = Undoing(run_id, state, lanes, self._append, self._survey)
         self._losses: dict[Job, int] = {}
-        self._begun: set[int] = set()
-        self._publishing: set[Address] = set()
-        self._overdue: set[Address] = set()
+        self._alone = False  # there is no cluster any more
         self._reasons: dict[int, tuple[Failure, Reason]] = {}
         self._waiting: dict[int, Job] = {}  # jobs before their next attempt, by the number of their bell
         self._bells = 0
@@ -156,6 +146,10 @@ class Coordinator:
         for number, piece, receipt in adopted:
             if piece.chunk < len(self.state.stages[number].chunks):
                 self._adopted[number, piece] = receipt
+        if (was := self.state.compensating) is not None:  # nothing is done any more, only undone
+            self.ending = RunEnded(was.status, was.error, was.arguments)
+            self.compensate = True
+            return self._settle()
         for number in range(len(self.state.stages)):
             self._provide_stage(number)
         self._flow.want(self._targets)
@@ -181,18 +175,25 @@ class Coordinator:
                 for job in batch.jobs if batch else ():
                     self._lose(job, reason)
             case Durable(count):
-                self._durable = max(self._durable, count)
-                while self._settling and self._settling[0][0] <= self._durable:
-                    self._settling.popleft()[1]()
+                self._written(count)
             case SinkPublished(entry):
                 if self.state.ended is None:  # otherwise the next coordinator asks for it again
                     self._append(entry)
                     self._then(partial(self._flow.provide, (entry.stage, entry.output)))
             case Rang(bell):
                 self._rang(bell)
+            case Broke() | StopRequested() | Stands():
+                self._asked_to_end(stimulus)
+
+    def _asked_to_end(self, stimulus: Broke | StopRequested | Stands) -> None:
+        match stimulus:
             case Broke(error, arguments):
                 self._end("failed", error, *arguments)
-            case StopRequested(now, status):
+                self._alone = self._alone or error == "ClusterLostError" or not self.slots
+            case Stands(effects):
+                self._undoing.stands(effects)
+            case StopRequested(now, status, compensate):
+                self.compensate = self.compensate or compensate
                 self._end(status, "RunCancelledError" if status == "cancelled" else "RunStoppedError", self.run_id)
                 if now:
                     self.inflight.clear()
@@ -204,35 +205,14 @@ class Coordinator:
             case ("reset", int(unit), str(step)):
                 self._lanes.reset(unit, step)
             case ("grace",):
-                self._cancel([*self.inflight.values()])
+                self._cancel([submit for submit in self.inflight.values() if not isinstance(submit.jobs[0], UndoJob)])
             case (int(stage), int(output)):
                 self._overdue.add((stage, output))
                 self._look(stage)
                 if output == REST:
                     self._end_rest(stage)
 
-    def _ring(self, bell: Bell, seconds: float) -> None:
-        self._out.append(Ring(bell, seconds))
-
     # --- deciding ----------------------------------------------------------------------------------------------------
-
-    def _append(self, entry: Entry) -> None:
-        self.state.apply(entry)
-        self._tickets += 1
-        self._out.append(Append(entry, self._tickets))
-        if isinstance(entry, (ChunksListed, PieceEnded, Merged, BarrierOpened)):
-            self._last[entry.stage] = self._tickets
-
-    def _then(self, act: Callable[[], None]) -> None:
-        """Put off what rests on the entry decided last until it is durable."""
-        self._settling.append((self._tickets, act))
-
-    def _settled(self, number: int) -> bool:
-        """Tell whether all that was decided of a stage is durable."""
-        return self._durable >= self._last.get(number, 0)
-
-    def _is_open(self, number: int) -> bool:
-        return self.state.stages[number].opened and self._settled(number)
 
     def _end(self, status: str, error: str = "", *arguments: str | float) -> None:
         """Decide the run's end: what is in flight yields, nothing new begins. The first decision stands."""
@@ -256,14 +236,27 @@ class Coordinator:
             self._end("succeeded")
         if self.ending is None:
             self._out += self._lanes.fill()
-        if self.ending is not None and not self.inflight and not self.finished:
+        elif self._may_undo:
+            if self.compensate and all(isinstance(submit.jobs[0], UndoJob) for submit in self.inflight.values()):
+                self._undoing.begin(self.ending)
+            self._out += self._lanes.fill(UNDOING)
+        if self.ending is not None and not self.inflight and not self.finished and not (self._may_undo and self._undoing.busy):
             if self.state.ended is None:
+                self.ending = self._undoing.ended(self.ending)
                 self._append(self.ending)
             if self._durable >= self._tickets:
                 self.finished = True
                 self._out.append(Finish(self.ending))
         out, self._out = self._out, []
         return out
+
+    def _survey(self) -> None:
+        self._then(lambda: self._out.append(Survey()))
+
+    @property
+    def _may_undo(self) -> bool:
+        """Whether the run ends as nobody wanted it, with workers that can undo what it did."""
+        return self.ending is not None and self.ending.status in ("failed", "cancelled") and not self._alone
 
     def _begin(self, node: int) -> None:
         """Start a node whose needs are there."""
@@ -277,7 +270,8 @@ class Coordinator:
         else:
             self._trees.resume(node)
         self._begun.add(node)
-        pending = () if self._is_cut(stage) else tuple(stage.pending.values())
+        self._undoing.owe(node, *stage.owed)
+        pending = () if stage.is_cut else tuple(stage.pending.values())
         if not stage.closed and stage.facts.base is not None:
             self._take_listing(ChunksListed(node, last=True))  # the state knows what they are
         elif not stage.closed and not again:  # else it's still being listed
@@ -316,7 +310,7 @@ class Coordinator:
             self._chunk_back(number, piece, found)
             return
         stage = self.state.stages[number]
-        if self._is_cut(stage):  # nobody waits for it any more
+        if stage.is_cut:  # nobody waits for it any more
             return
         chunk = stage.chunks[piece.chunk].chunk
         self._push(self._job(number, piece), (int(fresh), -chunk.weight, piece.chunk, piece.first))
@@ -342,6 +336,11 @@ class Coordinator:
             return
         untouched = not any(receipts)
         for job, receipt in zip(batch.jobs, receipts, strict=True):
+            if isinstance(job, UndoJob):
+                self._undoing.back(job, receipt)
+                if job.unit >= 0:
+                    self._then(partial(self._look, job.unit))
+                continue
             if job.node in self._flow.failed or (self._is_late(job) and (receipt is None or receipt.status == "broken")):
                 continue
             if receipt is None:
@@ -367,24 +366,27 @@ class Coordinator:
             self._out.append(Yield(tripped))
 
     def _lose(self, job: Job, reason: str) -> None:
-        if job.node in self._flow.failed or self._is_late(job):
+        if not isinstance(job, UndoJob) and (job.node in self._flow.failed or self._is_late(job)):
             return
         self._requeue(job)
         self._losses[job] = self._losses.get(job, 0) + 1
         if self._losses[job] >= MAX_LOSSES:
-            what = f"chunk {job.piece.chunk}" if isinstance(job, ChunkJob) else "a merge"
-            what = "the call" if isinstance(job, CallJob) else what
+            names = {MergeJob: "a merge", CallJob: "the call", UndoJob: "what undoes it"}
+            what = f"chunk {job.piece.chunk}" if isinstance(job, ChunkJob) else names[type(job)]
             why = f"{what} was lost {self._losses[job]} times: {reason}"
             self._end("failed", "StepError", self.run_id, self._name(job), why)
 
     def _name(self, job: Job) -> str:
-        return self.state.tasks[job.task].name if isinstance(job, CallJob) else self.state.stages[job.stage].facts.name
+        unit = lane_of(job)[0]
+        return self.state.stages[unit].facts.name if unit >= 0 else self.state.tasks[~unit].name
 
     def _requeue(self, job: Job) -> None:
         if isinstance(job, ChunkJob):
             self._enqueue(job.stage, job.piece, fresh=False)
         elif isinstance(job, CallJob):
             self._push(job, (0, 0, job.call, 0))
+        elif isinstance(job, UndoJob):
+            self._undoing.push(job)
         else:
             self._push(job, (0, 0, job.index, job.output))
 
@@ -410,7 +412,11 @@ class Coordinator:
             failure, tried, delay = judge(self.rules(number), piece, receipt.failure, key)
             rest = around(piece, at, alone=failure is None, earlier=tried)
         committed = None if receipt.status == "died" else receipt
-        self._append(PieceEnded(number, piece, rest, committed, failure))
+        dead = receipt.status == "died" and failure is not None and self.rules(number).compensates
+        undo = record_key(number, stage.chunks[piece.chunk].chunk, at) if dead else ""
+        self._append(PieceEnded(number, piece, rest, committed, failure, undo))
+        if undo:
+            self._then(partial(self._undoing.owe, number, undo))
         if not stage.chunks[piece.chunk].pending:
             self._then(partial(self._trees.chunk_ready, number, piece.chunk))
         self._then(partial(self._look, number))
@@ -419,11 +425,8 @@ class Coordinator:
                 self._later(self._job(number, part), delay)
             else:
                 self._enqueue(number, part, fresh=False)
-        if self.tolerance.hopeless(stage.failed, stage.records) and not self._accepts(number) and not self._is_cut(stage):
+        if self.tolerance.hopeless(stage.failed, stage.records) and not self._accepts(number) and not stage.is_cut:
             self._refuse(number)
-
-    def _accepts(self, number: int) -> bool:
-        return accepts(self.state.stages[number], self.rules(number), self.tolerance)
 
     def _job(self, number: int, piece: Piece) -> ChunkJob:
         return ChunkJob(number, piece, self.state.stages[number].chunks[piece.chunk].chunk)
@@ -496,18 +499,13 @@ class Coordinator:
         gone = set(nodes)
         if not gone:
             return
-        self._lanes.drop(lambda job: job.node in gone)
-        hit = [submit for submit in self.inflight.values() if any(job.node in gone for job in submit.jobs)]
+        self._lanes.drop(lambda job: job.node in gone and not isinstance(job, UndoJob))
+        work = [submit for submit in self.inflight.values() if not isinstance(submit.jobs[0], UndoJob)]
+        hit = [submit for submit in work if any(job.node in gone for job in submit.jobs)]
         self._cancel(hit)
         for job in (job for submit in hit for job in submit.jobs):
             if job.node not in gone:
                 self._requeue(job)
-
-    def _cancel(self, submits: Sequence[Submit]) -> None:
-        if submits:
-            self._out.append(Cancel(tuple(submit.attempt for submit in submits)))
-        for submit in submits:
-            self._lanes.back(submit.attempt)
 
     def _fail(self, node: int, failure: Failure, reason: Reason) -> None:
         """Give a node up. Whoever needs it fails with it; a decision over branches judges it."""
@@ -517,88 +515,3 @@ class Coordinator:
         self._flow.fail(node)
         if self._flow.lost is None:
             self._drop([node])
-
-    # --- barriers ------------------------------------------------------------------------------------------------------
-
-    def _look(self, number: int) -> None:
-        """Open a stage's barrier when all of its records are accounted for, durably, and go on behind it."""
-        stage = self.state.stages[number]
-        if self.ending is not None or number not in self._flow.wanted or number in self._flow.failed:
-            return
-        if stage.complete and not stage.opened and self._settled(number):
-            if self._accepts(number):
-                self._append(BarrierOpened(number, stage.failed))
-                self._then(partial(self._look, number))
-            elif not self._is_cut(stage):  # else its value is there, whatever came too late
-                self._refuse(number)
-        elif not stage.opened:
-            self._cut(number)
-        elif self._is_open(number):
-            self._provide_stage(number)
-            self._trees.try_roots(number)
-            for output, kind in enumerate(stage.facts.kinds):
-                if kind == "sink" and output not in stage.published and (number, output) not in self._publishing:
-                    self._publishing.add((number, output))
-                    self._out.append(Publish(number, output))
-
-    def _cut(self, number: int) -> None:
-        """Open the barriers whose deadline is over, if enough is there; once all are open nobody waits for the rest."""
-        stage = self.state.stages[number]
-        for output in range(len(stage.facts.deadlines)):
-            due = (number, output) in self._overdue and output not in stage.cuts and stage.closed and self._settled(number)
-            if due and stage.share >= stage.facts.enough[output]:
-                if not self._accepts(number):
-                    self._refuse(number)
-                    return
-                self._append(Cut(number, output, stage.share, tuple(stage.pending.values())))
-                self._then(partial(self._trees.cut, number, output))
-                if self._is_cut(stage):
-                    self._release(number)
-
-    @staticmethod
-    def _is_cut(stage: StageState) -> bool:
-        return len(stage.cuts) == len(stage.facts.kinds)
-
-    def _is_late(self, job: Job) -> bool:
-        """Tell whether nobody waits for a job any more: what becomes of it is no matter."""
-        return isinstance(job, ChunkJob) and self._is_cut(self.state.stages[job.stage])
-
-    def _release(self, number: int) -> None:
-        """Let go of a stage's pieces: what is queued stays undone, what is in flight comes back at its next record."""
-        self._lanes.drop(lambda job: job.node == number and isinstance(job, ChunkJob))
-        late = self._late(number)
-        if late:
-            self._out.append(Yield(tuple(submit.attempt for submit in late)))
-            self._ring((number, REST), REST_SECONDS)
-
-    def _late(self, number: int) -> list[Submit]:
-        return [s for s in self.inflight.values() if s.unit == number and isinstance(s.jobs[0], ChunkJob)]
-
-    def _end_rest(self, number: int) -> None:
-        """End what has not come back of pieces that nobody waits for."""
-        self._cancel(self._late(number))
-
-    def _provide_stage(self, number: int) -> None:
-        """Say which of a stage's outputs are there, durably."""
-        stage = self.state.stages[number]
-        if stage.closed and self._settled(number):
-            self._flow.provide((number, -1))
-        for output in stage.cuts:
-            self._provide_reduction(number, output)
-        if not self._is_open(number):
-            return
-        for output, kind in enumerate(stage.facts.kinds):
-            if kind == "collect" or (kind == "sink" and output in stage.published and number not in self._begun):
-                self._flow.provide((number, output))
-            elif kind in ("reduce", "group"):
-                self._provide_reduction(number, output)
-
-    def _provide_reduction(self, number: int, output: int) -> None:
-        stage = self.state.stages[number]
-        there = output in stage.cuts or self._is_open(number)
-        if there and all(stage.root(output, bucket) for bucket in range(stage.buckets(output))):
-            self._flow.provide((number, output))
-
-    def _refuse(self, number: int) -> None:
-        """Give a stage up: more of its records failed than are tolerated."""
-        self._fail(number, *refusal(self.run_id, self.state, number, self.tolerance))

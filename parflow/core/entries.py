@@ -25,7 +25,7 @@ from parflow.model import (
     to_json,
 )
 
-Status = Literal["running", "succeeded", "failed", "stopped", "cancelled"]
+Status = Literal["running", "succeeded", "failed", "stopped", "cancelled", "compensation_failed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,8 @@ class ChunksListed:
 class PieceEnded:
     """A piece is no longer pending: ``rest`` is pending in its place.
 
-    ``receipt`` is what was committed, None when the child died; ``failure`` is the record that was given up.
+    ``receipt`` is what was committed, None when the child died; ``failure`` is the record that was given up, and ``undo`` its
+    identity, if something was perhaps done for it that is to be undone.
     """
 
     stage: int
@@ -77,6 +78,7 @@ class PieceEnded:
     rest: tuple[Piece, ...] = ()
     receipt: Receipt | None = None
     failure: Failure | None = None
+    undo: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +146,24 @@ class Redriven:
 
 
 @dataclass(frozen=True, slots=True)
+class Compensating:
+    """The run is to end like this, once all that it did and that can be undone is undone."""
+
+    status: Literal["failed", "cancelled"]
+    error: str
+    arguments: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Undone:
+    """What was done for a record (its identity), or one effect (its id), was undone, but for what the ``failures`` tell."""
+
+    unit: int
+    key: str
+    failures: tuple[Failure, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Turned:
     """A step's breaker is ``open``, ``probing`` or ``closed`` now; ``unit`` is a stage's number, or ``~`` a task's."""
 
@@ -201,7 +221,7 @@ class Grown:
 class RunEnded:
     """The coordinator ended the run; a run that didn't succeed can be resumed."""
 
-    status: Literal["succeeded", "failed", "stopped", "cancelled"]
+    status: Literal["succeeded", "failed", "stopped", "cancelled", "compensation_failed"]
     error: str = ""
     arguments: tuple[Any, ...] = ()
 
@@ -221,6 +241,8 @@ Entry = (
     | Redriven
     | Accepted
     | Turned
+    | Compensating
+    | Undone
     | RunEnded
 )
 

@@ -14,6 +14,7 @@ from parflow.core.entries import (
     BarrierOpened,
     Called,
     ChunksListed,
+    Compensating,
     Cut,
     Decided,
     Entry,
@@ -27,9 +28,10 @@ from parflow.core.entries import (
     RunStarted,
     Status,
     Turned,
+    Undone,
 )
 from parflow.core.state import CUT, CallState, StageState, anew, end_piece, list_chunks, pass_barrier, recount, redo
-from parflow.model import Address, GraphFacts, Tally, TaskFacts
+from parflow.model import Address, Failure, GraphFacts, Tally, TaskFacts
 
 
 @dataclass(slots=True)
@@ -44,6 +46,8 @@ class RunState:
     codes: list[str] = field(default_factory=list)
     breakers: dict[tuple[int, str], str] = field(default_factory=dict)
     trips: int = 0
+    compensating: Compensating | None = None
+    stuck: list[Failure] = field(default_factory=list)  # what could not be undone
     status: Status = "running"
     ended: RunEnded | None = None
 
@@ -56,6 +60,7 @@ class RunState:
             case Owned():
                 self.owned, self.status, self.ended = entry, "running", None
                 self.breakers.clear()
+                self.stuck = [] if self.compensating is not None else self.stuck  # it's tried once more
             case ChunksListed():
                 stage = self.stages[entry.stage]
                 base = stage.facts.base
@@ -66,6 +71,12 @@ class RunState:
                 pass_barrier(self.stages[entry.stage], entry)
             case Redriven():
                 self._redrive(entry)
+            case Compensating():
+                self.compensating = entry
+            case Undone():
+                self.stuck += entry.failures
+                if entry.unit >= 0:
+                    self.stages[entry.unit].owed.pop(entry.key, None)
             case Turned():
                 self.breakers[entry.unit, entry.step] = entry.to
                 self.trips += entry.to == "open"

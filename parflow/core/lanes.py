@@ -1,7 +1,7 @@
 """What may be sent to workers now: a queue for each unit of work, and what holds it back (limits, rates, breakers).
 
-A *lane* is what may travel together: chunks of one stage, merges of one, or calls of one task. Merges run no step, so nothing
-holds them back.
+A *lane* is what may travel together: chunks of one stage, merges of one, calls of one task, or what undoes these. Only work is
+held back: merges run no step, and what is to be undone can't wait.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from typing import Literal
 
 from parflow.core.rules import FREE, RulesOf
 from parflow.core.signals import Bell, Submit
-from parflow.model import CallJob, Counts, Job, MergeJob, Receipt
+from parflow.model import CallJob, Counts, Job, MergeJob, Receipt, UndoJob
 from parflow.policies import Batching, Breaker
 
-Lane = tuple[int, bool]
-"""A unit, and whether it's the one of its merges."""
+Lane = tuple[int, int]
+"""A unit, and what of it: `WORK`, `MERGES` or `UNDOING`."""
+WORK, MERGES, UNDOING = range(3)
 Rank = tuple[int, int, int, int]
 """What goes first within all lanes: the lower one."""
 
@@ -71,6 +72,7 @@ class Lanes:
         self.ring = ring
         self.turned = turned
         self.slots = 0
+        self.solo = False  # undo one after the other
         self.inflight: dict[str, Submit] = {}
         self._heaps: dict[Lane, list[tuple[Rank, int, Job]]] = {}
         self._pushed = 0
@@ -100,12 +102,17 @@ class Lanes:
             if not kept:
                 del self._heaps[lane]
 
+    def has(self, kind: int) -> bool:
+        """Tell whether something of a kind is queued."""
+        return any(lane[1] == kind for lane in self._heaps)
+
     # --- out ---------------------------------------------------------------------------------------------------------------
 
-    def fill(self) -> Iterator[Submit]:
-        """Yield batches to send now: as many as there are free places, of lanes that nothing holds back."""
+    def fill(self, *kinds: int) -> Iterator[Submit]:
+        """Yield batches to send now: as many as there are free places, of lanes (of these kinds) that nothing holds back."""
         while len(self.inflight) < self.window * self.slots:
-            first = sorted((lane for lane in self._heaps if self._is_free(lane)), key=self._first)[:2]
+            free = (lane for lane in self._heaps if (not kinds or lane[1] in kinds) and self._is_free(lane))
+            first = sorted(free, key=self._first)[:2]
             if not first:
                 return
             yield self._take(first[0], self._first(first[1]) if len(first) > 1 else None)
@@ -115,6 +122,8 @@ class Lanes:
         return fresh, weight, lane[0], rest[0], rest[1], pushed
 
     def _is_free(self, lane: Lane) -> bool:
+        if lane[1] == UNDOING and self.solo:
+            return not any(count for other, count in self._flying.items() if other[1] == UNDOING)
         rules = FREE if lane[1] else self.rules(lane[0])
         if rules is FREE:
             return True
@@ -199,7 +208,7 @@ class Lanes:
                     gate.state = "closed"
                     gate.recent.clear()
                     self.turned(unit, step, "closed")
-        return tuple(a for a, s in self.inflight.items() if s.unit == unit and not lane_of(s.jobs[0])[1]) if opened else ()
+        return tuple(a for a, s in self.inflight.items() if lane_of(s.jobs[0]) == (unit, WORK)) if opened else ()
 
     def _open(self, unit: int, step: str, gate: Gate) -> None:
         gate.state = "open"
@@ -215,4 +224,11 @@ class Lanes:
 
 def lane_of(job: Job) -> Lane:
     """Return the lane of a job."""
-    return (~job.task, False) if isinstance(job, CallJob) else (job.stage, isinstance(job, MergeJob))
+    match job:
+        case CallJob(task=task):
+            return ~task, WORK
+        case UndoJob(unit=unit):
+            return unit, UNDOING
+        case MergeJob(stage=stage):
+            return stage, MERGES
+    return job.stage, WORK

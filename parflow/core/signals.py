@@ -86,7 +86,14 @@ class StopRequested:
     compensate: bool = False
 
 
-Stimulus = SlotsChanged | Listed | BatchReturned | BatchLost | Durable | SinkPublished | Rang | Broke | StopRequested
+@dataclass(frozen=True, slots=True)
+class Stands:
+    """What was done outside, and can be undone, the newest first: of each effect whose code undoes it, and its id."""
+
+    effects: tuple[tuple[int, str], ...]
+
+
+Stimulus = Stands | SlotsChanged | Listed | BatchReturned | BatchLost | Durable | SinkPublished | Rang | Broke | StopRequested
 
 
 # --- instructions: what the coordinator asks for ---------------------------------------------------------------------
@@ -160,4 +167,9 @@ class Finish:
     ended: RunEnded
 
 
-Instruction = List | Ring | Append | Submit | Yield | Cancel | Publish | Finish
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """Say what was done outside and can be undone."""
+
+
+Instruction = Survey | List | Ring | Append | Submit | Yield | Cancel | Publish | Finish

@@ -58,6 +58,7 @@ class StageState:
     steps: dict[str, Counts] = field(default_factory=dict)
     again: dict[tuple[int, int], str] = field(default_factory=dict)  # dead letters that were redriven, by chunk and ordinal
     accepted: int = 0
+    owed: dict[str, None] = field(default_factory=dict)  # records that failed, for which something may be left to be undone
     merged: dict[tuple[int, int, int, int], Ref] = field(default_factory=dict)
     opened: bool = False
     cuts: dict[int, Cut] = field(default_factory=dict)
@@ -80,7 +81,7 @@ class StageState:
     @property
     def complete(self) -> bool:
         """Whether every record is committed or a dead letter."""
-        return self.closed and not self.pending
+        return self.closed and not self.pending and not self.owed
 
     def receipts(self) -> Iterable[tuple[int, Receipt]]:
         """Every committed receipt with its chunk's index, in input order."""
@@ -144,6 +145,11 @@ class StageState:
         return f"{where}, from record {piece.first}" if piece.first else where
 
     @property
+    def is_cut(self) -> bool:
+        """Whether every output has opened at its deadline: nobody waits for the rest."""
+        return len(self.cuts) == len(self.facts.kinds)
+
+    @property
     def share(self) -> float:
         """Which part of the input, by weight, is done."""
         return self.ended / self.weight if self.weight else 1.0
@@ -198,6 +204,8 @@ def end_piece(stage: StageState, entry: PieceEnded) -> None:
     if entry.failure is not None:
         stage.lost.append(entry.failure)
         _count_step(stage, entry.failure.step, Counts(1, entry.failure.attempts - 1))
+    if entry.undo:
+        stage.owed[entry.undo] = None
 
 
 def pass_barrier(stage: StageState, entry: Merged | BarrierOpened | Cut | Published | Accepted) -> None:

@@ -38,18 +38,34 @@ from parflow.core.signals import (
     Ring,
     SinkPublished,
     SlotsChanged,
+    Stands,
     Stimulus,
     StopRequested,
     Submit,
+    Survey,
     Yield,
 )
 from parflow.errors import ClusterLostError, InputsChangedError, ParflowError
-from parflow.model import INLINE_BYTES, Address, CallJob, Chunk, ChunkJob, Job, MergeJob, Receipt, Rejected, digest, make_ref
+from parflow.model import (
+    INLINE_BYTES,
+    Address,
+    CallJob,
+    Chunk,
+    ChunkJob,
+    Job,
+    MergeJob,
+    Receipt,
+    Rejected,
+    UndoJob,
+    digest,
+    make_ref,
+)
 from parflow.runtime.attempts import TERMS, Terms
 from parflow.runtime.calls import Given, pack_arguments
 from parflow.runtime.program import Program, fetch
 from parflow.runtime.values import load
 from parflow.runtime.worker import Batch, Isolation, adoptable
+from parflow.storage.effects import standing
 
 if TYPE_CHECKING:
     from parflow.runtime.cluster import Hands
@@ -77,6 +93,7 @@ class Options:
     window: int = 2
     inline_bytes: int = INLINE_BYTES
     grace: float = 30.0
+    compensate: bool = False
     retry: str = ""
 
     @property
@@ -121,7 +138,9 @@ class Executor:
         self.store = store
         self.options = options
         self.began = began
-        self.coordinator = Coordinator(run_id, state, window=options.window, rules=program.rules, grace=options.grace)
+        self.coordinator = Coordinator(
+            run_id, state, window=options.window, rules=program.rules, grace=options.grace, compensate=options.compensate
+        )
         self.inbox: queue.SimpleQueue[Stimulus | None] = queue.SimpleQueue()
         self.writer: Writer | None = None
         self.hands: Hands | None = None
@@ -216,8 +235,8 @@ class Executor:
                     self.writer.append(*encode(entry))
                 case Submit():
                     self._submit(instruction)
-                case List(stage, skip):
-                    self._spawn("list", self._list, stage, skip)
+                case List() | Publish() | Survey():
+                    self._spawn_for(instruction)
                 case Ring(bell, seconds):
                     self._rings += 1
                     heapq.heappush(self._bells, (time.monotonic() + seconds, self._rings, bell))
@@ -229,10 +248,18 @@ class Executor:
                 case Cancel(attempts):
                     if self.hands is not None:
                         self._spawn("cancel", self.hands.cancel, attempts)
-                case Publish(stage, output):
-                    self._spawn("publish", self._publish, stage, output)
                 case Finish(ended):
                     self.ended = ended
+
+    def _spawn_for(self, instruction: List | Publish | Survey) -> None:
+        """Do what takes a while on a thread of its own, which reports."""
+        match instruction:
+            case List(stage, skip):
+                self._spawn("list", self._list, stage, skip)
+            case Publish(stage, output):
+                self._spawn("publish", self._publish, stage, output)
+            case Survey():
+                self._spawn("survey", self._survey)
 
     def _spawn(self, name: str, act: Callable[..., None], *arguments: Any) -> None:
         def guarded() -> None:
@@ -316,7 +343,7 @@ class Executor:
         return TERMS if rules is FREE else Terms(rules.retries, submit.share, submit.probe)
 
     def _resources(self, submit: Submit) -> Mapping[str, float] | None:
-        return None if isinstance(submit.jobs[0], MergeJob) else self.program.rules(submit.unit).resources or None
+        return None if isinstance(submit.jobs[0], (MergeJob, UndoJob)) else self.program.rules(submit.unit).resources or None
 
     def _calls(self, submit: Submit) -> Batch:
         """Say what a worker has to know to make calls of a task."""
@@ -395,6 +422,10 @@ class Executor:
                 self.inbox.put(Listed(_listing(number, items, last=False)))
                 items, since = [], time.monotonic()
         self.inbox.put(Listed(_listing(number, items, last=True)))
+
+    def _survey(self) -> None:
+        """Find what was done outside and can be undone."""
+        self.inbox.put(Stands(tuple((effect.unit, effect.id) for effect in standing(self.store) if effect.number)))
 
     def _publish(self, number: int, output: int) -> None:
         files = self.state.stages[number].files(output)

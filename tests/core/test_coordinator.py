@@ -513,7 +513,7 @@ def test_a_run_stopped_at_once_waits_for_nobody() -> None:
 def test_a_cancelled_run_drains_as_a_stopped_one_does_and_ends_cancelled() -> None:
     coordinator = begin()
     (submit,) = only(Submit, start(coordinator, 1, 1))
-    assert coordinator.handle(StopRequested(status="cancelled")) == [Yield((submit.attempt,))]
+    assert coordinator.handle(StopRequested(status="cancelled")) == [Yield((submit.attempt,)), Ring(("grace",), 30.0)]
     (end, ended) = only(Append, coordinator.handle(back(submit, Receipt("stopped", at(3), results=(None,), tally=Tally(3)))))
     assert isinstance(end.entry, PieceEnded)
     assert ended.entry == RunEnded("cancelled", "RunCancelledError", ("run",))

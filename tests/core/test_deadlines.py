@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from parflow.core.barriers import REST
 from parflow.core.bindings import bind
-from parflow.core.coordinator import MAX_LOSSES, REST, Coordinator
+from parflow.core.coordinator import MAX_LOSSES, Coordinator
 from parflow.core.entries import (
     BarrierOpened,
     Called,
@@ -567,6 +568,7 @@ class World:
             return done("(" + "".join(map(text, job.inputs)) + ")", seconds=seconds)
         if isinstance(job, CallJob):
             return done(f"{job.task}[{''.join(self.values(CALLS[job.call].needs))}]", seconds=seconds)
+        assert isinstance(job, ChunkJob)
         stage, piece = GRAPH[job.stage], job.piece
         stop = RECORDS
         if not self.calm and self.chance.random() < 0.2:

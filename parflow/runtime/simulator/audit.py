@@ -23,6 +23,7 @@ from parflow.core.entries import (
     encode,
 )
 from parflow.core.history import RunState
+from parflow.core.lanes import lane_of
 from parflow.core.signals import (
     Append,
     BatchLost,
@@ -40,7 +41,7 @@ from parflow.core.signals import (
     Submit,
     Yield,
 )
-from parflow.model import CallJob, ChunkJob, Cursor, Job, MergeJob, Piece, Receipt, Ref
+from parflow.model import CallJob, ChunkJob, Cursor, Job, MergeJob, Piece, Receipt, Ref, UndoJob
 from parflow.policies import Tolerance
 from parflow.runtime.simulator.branches import Branches
 from parflow.runtime.simulator.rules import must, span_of
@@ -285,13 +286,13 @@ class Audit:
             must(job.node in self.branches.wanted, "nothing runs that nobody wants", job)
             must(job.node not in self.branches.failed, "nothing runs for who has failed", job)
             must(not job.alone or len(submit.jobs) == 1, "a suspect travels alone", submit)
-            unit = ~job.task if isinstance(job, CallJob) else job.stage
-            must(unit == submit.unit, "a batch is of one stage or task", submit)
+            must(lane_of(job) == lane_of(submit.jobs[0]), "a batch is of one stage or task", submit)
+            must(lane_of(job)[0] == submit.unit, "a batch says whose it is", submit)
             if isinstance(job, CallJob):
                 self.branches.may_call(job)
             elif isinstance(job, MergeJob):
                 self._merge(job)
-            else:
+            elif isinstance(job, ChunkJob):
                 self._chunk(job)
 
     def _chunk(self, job: ChunkJob) -> None:
@@ -332,6 +333,8 @@ def _identity(job: Job) -> tuple[object, ...]:
         return job.stage, job.piece.chunk, job.piece.first
     if isinstance(job, CallJob):
         return job.node, "call"
+    if isinstance(job, UndoJob):
+        return (job.unit, *job.records, *job.effects, "undo")
     return job.stage, job.output, job.bucket, job.level, job.index, "merge"
 
 

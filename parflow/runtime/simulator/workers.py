@@ -110,7 +110,7 @@ class Workers:
                 receipts.append(self._merge(job, cast))
             elif isinstance(job, CallJob):
                 receipts.append((yield from self._call(batch, job, cast)))
-            else:
+            elif isinstance(job, ChunkJob):
                 receipts.append((yield from self._chunk(batch, job, cast)))
         return tuple(receipts)
 
