@@ -3,9 +3,10 @@
 from parflow.api.branches import call, expand, quorum, race, settle, switch, when
 from parflow.api.datasets import Dataset
 from parflow.api.lazy import Value
+from parflow.api.mending import accept, redrive
 from parflow.api.runs import Missing, Records, Run, open_run
 from parflow.api.sources import from_dask, items, read_csv, read_files, read_jsonl, read_lines, read_parquet
-from parflow.api.starting import redrive, resume
+from parflow.api.starting import resume
 from parflow.api.tasks import Bound, Workflow, task, workflow
 from parflow.core.plan import Plan
 from parflow.core.reducers import (
@@ -80,6 +81,7 @@ __all__ = [
     "context",
     "once",
     # look and go on
+    "accept",
     "open_run",
     "redrive",
     "resume",

@@ -148,6 +148,16 @@ def _running(function: Callable[..., Any]) -> Callable[..., Any]:
     return _common(function)
 
 
+def _choosing(function: Callable[..., Any]) -> Callable[..., Any]:
+    for option in (
+        click.option("--source", metavar="GLOB", help="Those of these inputs: a path, or a pattern such as '2024/**/*.pdf'."),
+        click.option("--error", help="Those of this exception, or derived from it: ValueError, requests.exceptions.Timeout."),
+        click.option("--step", help="Those of this step or task."),
+    ):
+        function = option(function)
+    return function
+
+
 def _number(text: str) -> float:
     return int(text) if text.isdecimal() else float(text)
 
@@ -174,6 +184,9 @@ def main() -> None:
     metavar="NUMBER",
     help="Dead letters to go on over: a count, or a share below 1.",
 )
+@click.option("--retry", type=int, metavar="ATTEMPTS", help="How often a record is tried, for tasks that say nothing.")
+@click.option("--compensate", is_flag=True, help="If the run fails, undo all that its compensable steps did.")
+@click.option("--grace", default="30s", help="What is in flight has so long to end when the run ends early.")
 @click.option("--isolation", type=click.Choice(["process", "inline"]), default="process", help="Children, or none.")
 @click.option("--slice", "slice_", default="30s", help="How long a chunk may take before it's committed as far as it is.")
 @click.option("--store", help="Where results are kept: a folder or URL that every worker sees.")
@@ -230,17 +243,40 @@ def resume(name: str, as_json: bool, debug: bool, progress: bool | None, **optio
 
 @main.command()
 @click.argument("name", default="last")
+@_choosing
 @_running
 def redrive(name: str, as_json: bool, debug: bool, progress: bool | None, **options: Any) -> None:
-    """Merge what came too late for the deadline of a reduction of run NAME, and make again what rests on it.
+    """Run dead letters of run NAME again, and what came too late for a deadline; what rests on them is made again.
 
     \b
     parflow redrive
-    parflow redrive report-261125
+    parflow redrive report-261125 --error TimeoutError
+    parflow redrive --step fetch --source 'texts/2024-*.txt'
     """
     signal.signal(signal.SIGTERM, _terminate)
     with _errors(debug):
-        from parflow.api.starting import redrive as go_on
+        from parflow.api.mending import redrive as go_on
+
+        _follow(go_on(name, wait=False, **options), as_json=as_json, progress=progress)
+
+
+@main.command()
+@click.argument("name", default="last")
+@click.option("--by", help="Who accepts. [default: the user and this machine]")
+@click.option("--workers", type=int, help="Slots of the local cluster. [default: the cores]")
+@click.option("--scheduler", "--cluster", "cluster", default="local", help="Address of a Dask scheduler.")
+@click.option("--progress/--no-progress", default=None, help="Show progress. [default: in a terminal]")
+@_common
+def accept(name: str, as_json: bool, debug: bool, progress: bool | None, **options: Any) -> None:
+    """Take run NAME to be right although so much failed: its barriers open over the dead letters that it has now.
+
+    \b
+    parflow accept
+    parflow accept report-261125 --by 'Ada, who looked at all five'
+    """
+    signal.signal(signal.SIGTERM, _terminate)
+    with _errors(debug):
+        from parflow.api.mending import accept as go_on
 
         _follow(go_on(name, wait=False, **options), as_json=as_json, progress=progress)
 
@@ -248,7 +284,7 @@ def redrive(name: str, as_json: bool, debug: bool, progress: bool | None, **opti
 @main.command()
 @click.argument("name", default="last")
 @click.option("--now", is_flag=True, help="Abandon the records in hand, rather than wait for each child's next one.")
-@click.option("--compensate", is_flag=True, hidden=True, help="Ask for what was done to be undone.")
+@click.option("--compensate", is_flag=True, help="Undo all that its compensable steps did, the newest first.")
 @click.option("--wait/--no-wait", default=True, help="Wait for the run's end. [default: wait]")
 @_common
 def cancel(name: str, now: bool, compensate: bool, wait: bool, home: str | None, as_json: bool, debug: bool) -> None:
@@ -431,9 +467,7 @@ def show(name: str, home: str | None, as_json: bool, debug: bool) -> None:
 
 @main.command()
 @click.argument("name", default="last")
-@click.option("--step", help="Those of this step or task.")
-@click.option("--error", help="Those of this exception or ones derived from it: ValueError, requests.exceptions.Timeout.")
-@click.option("--source", metavar="GLOB", help="Those of these inputs: a path, or a pattern such as '2024/**/*.pdf'.")
+@_choosing
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="How many to list. [default: 100; JSON and CSV: all]")
 @click.option("--traceback", is_flag=True, help="Show what each one printed, and its traceback.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV, a row each. Spreadsheets should import it as text.")

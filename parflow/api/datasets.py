@@ -339,7 +339,7 @@ class Dataset(Lazy):
         Parameters
         ----------
         **options
-            Those of `parflow.Workflow.run`.
+            Those of `parflow.Bound.run`.
 
         Raises
         ------
@@ -377,7 +377,7 @@ class Dataset(Lazy):
         schema, compression, overwrite
             As for `write_parquet`. Without a schema, the types of all files are brought together at the end.
         **options
-            Those of `parflow.Workflow.run`.
+            Those of `parflow.Bound.run`.
 
         Returns
         -------

@@ -50,7 +50,7 @@ class Lazy:
         return html_of(self.plan())
 
     def run(self, **options: Any) -> Run:
-        """Run durably: journal, store, isolation. See `parflow.Workflow.run` for the options."""
+        """Run durably: journal, store, isolation. See `parflow.Bound.run` for the options."""
         from parflow.api.starting import start
 
         return start(self.plan(), shape=0, flow=self._label(), **options)

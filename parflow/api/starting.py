@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import secrets
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from parflow.api.changes import check_code, check_inputs
 from parflow.api.runs import Run, begun, find, find_code, home_folder, open_home, status_of
-from parflow.core.entries import Entry, Owned, Redriven, RunStarted, encode
+from parflow.core.entries import Entry, Owned, RunStarted, encode
 from parflow.core.history import RunState, fold
 from parflow.core.plan import Plan
+from parflow.core.rules import Overrides
 from parflow.errors import ResumeError, UsageError
 from parflow.model import nbytes, seconds
-from parflow.policies import Tolerance
+from parflow.policies import Retry, Tolerance
+from parflow.runtime.code import dumps
 from parflow.runtime.executor import Executor, Options
 from parflow.runtime.program import Program, fetch, keep
 from parflow.runtime.session import SESSIONS
@@ -43,6 +46,9 @@ def start(
     timeout: float | str | None = None,
     memory: float | str | None = None,
     isolation: Literal["process", "inline"] = "process",
+    retry: Retry | int | Mapping[str, Retry | int] | None = None,
+    compensate: bool = False,
+    grace: float | str = 30.0,
     slice: float | str = 30.0,  # noqa: A002 - the word of the docs
     home: str | os.PathLike[str] | None = None,
     store: str | None = None,
@@ -50,9 +56,11 @@ def start(
     progress: bool | None = None,
     note: dict[str, Any] | None = None,
 ) -> Run:
-    """Start a run. The options are documented at `parflow.Workflow.run`."""
+    """Start a run. The options are documented at `parflow.Bound.run`."""
     Tolerance(max_failures)
-    options = _options(timeout, memory, isolation, slice)
+    options = replace(_options(timeout, memory, isolation, slice), grace=seconds(grace), compensate=compensate)
+    if retry is not None:
+        options = replace(options, retry=base64.b64encode(dumps(Overrides.of(retry))).decode("ascii"))
     workers = _workers(workers)
     where = home_folder(home)
     for stage in plan.stages:
@@ -67,7 +75,7 @@ def start(
     if plan.undoes:
         Effects(place)  # which refuses a store that can't keep them
     made = keep(place, plan, shape)
-    program = Program(made)
+    program = Program(made, Overrides.unpack(options.retry))
     facts = plan.facts()
     started = RunStarted(flow, made.key, facts.stages, FAN_IN, _versions(), facts.tasks, facts.calls, plan.targets)
     owned = Owned(1, f"{os.uname().nodename}:{os.getpid()}", max_failures, asdict(options))
@@ -102,7 +110,7 @@ def resume(
     plan : Plan, optional
         The workflow as it is now, to see whether its code changed; by default what the run recorded is run.
     workers, cluster, timeout, memory, wait, progress
-        As for `parflow.Workflow.run`; nothing of it changes the result.
+        As for `parflow.Bound.run`; nothing of it changes the result.
     max_failures : float, optional
         A new tolerance; by default the run's own.
     home : path-like, optional
@@ -147,69 +155,7 @@ def resume(
         journal.close()
         return Run(row.run_id, where)
     given = Given(max_failures, timeout, memory, None if force else plan)
-    return _go_on(where, row, journal, given, entries, cluster=cluster, workers=workers, wait=wait, progress=progress)
-
-
-def redrive(
-    name: str = "last",
-    *,
-    workers: int | None = None,
-    cluster: Any = "local",
-    timeout: float | str | None = None,
-    memory: float | str | None = None,
-    home: str | os.PathLike[str] | None = None,
-    wait: bool = True,
-    progress: bool | None = None,
-) -> Run:
-    """Make up for what a run's results leave out: records that came too late for the deadline of a reduction.
-
-    They are run now and merged with the others, and all that rests on such a reduction is made again; nothing else is.
-
-    Parameters
-    ----------
-    name : str
-        The run's name, a beginning of it, or "last".
-    workers, cluster, timeout, memory, home, wait, progress
-        As for `resume`.
-
-    Returns
-    -------
-    Run
-        The same run.
-
-    Raises
-    ------
-    ResumeError
-        When nothing is missing.
-    InputsChangedError
-        When files that it would have to read have changed; nothing is forgotten then.
-    RunOwnedError
-        When its process is alive.
-
-    Examples
-    --------
-    >>> import parflow as pf, tempfile, time
-    >>> home = tempfile.mkdtemp()
-    >>> slow = pf.items([0, 0, 0.5], chunk_records=1).map(lambda s: time.sleep(s) or 1)
-    >>> run = slow.reduce(pf.sum(), deadline=0.25).run(home=home, isolation="inline")
-    >>> run.result() < 3, len(run.missing())
-    (True, 1)
-    >>> pf.redrive(home=home).result()
-    3
-    """
-
-    def entries(state: RunState) -> list[Entry]:
-        late = tuple((number, output) for number, stage in enumerate(state.stages) for output in stage.cuts)
-        if not late:
-            raise ResumeError(f"run {row.run_id} has nothing to be redriven: no result of it leaves anything out")
-        state.apply(Redriven(late))
-        check_inputs(row.run_id, state)  # those of what is made again among them
-        return [Redriven(late)]
-
-    where = home_folder(home)
-    row, journal = find(where, name)
-    given = Given(None, timeout, memory, None)
-    return _go_on(where, row, journal, given, entries, cluster=cluster, workers=workers, wait=wait, progress=progress)
+    return go_on(where, row, journal, given, entries, cluster=cluster, workers=workers, wait=wait, progress=progress)
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +168,12 @@ class Given:
     plan: Plan | None
 
 
-def _go_on(
+def _check_not_undone(run_id: str, state: RunState) -> None:
+    if state.compensating is not None and state.ended is not None and state.ended.status != "compensation_failed":
+        raise ResumeError(f"run {run_id} can't go on: what it did was undone. Start it anew")
+
+
+def go_on(
     where: str,
     row: RunRow,
     journal: Journal,
@@ -243,11 +194,12 @@ def _go_on(
         assert state.started is not None
         place = open_store(row.note["store"], create=False)
         find_code(row)
+        _check_not_undone(run_id, state)
         new = entries(state)
-        program = Program(fetch(place, state.started.plan, given.plan))
+        options = Options(**state.owned.options)
+        program = Program(fetch(place, state.started.plan, given.plan), Overrides.unpack(options.retry))
         for code in state.codes:
             program.add(fetch(place, code))
-        options = Options(**state.owned.options)
         options = replace(
             options,
             timeout=seconds(given.timeout) if given.timeout is not None else options.timeout,

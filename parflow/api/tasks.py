@@ -382,7 +382,40 @@ class Bound:
         return plan_of("graph", uses_of(made, results))
 
     def run(self, **options: Any) -> Run:
-        """Run durably; the options are those of `Workflow.run`."""
+        """Run durably: journal, store, isolation.
+
+        Parameters
+        ----------
+        workers : int, optional
+            Slots of the local cluster; by default the cores.
+        cluster : str or object
+            ``"local"`` (in this process), the address of a Dask scheduler, a ``Client`` or a Dask cluster.
+        max_failures : float
+            Dead letters that barriers open over: a count, or a share below 1. Tasks may have limits of their own.
+        timeout, memory : float or str, optional
+            What a call may take (seconds, ``"30s"``), and a child (bytes, ``"512MiB"``), for tasks that say nothing.
+        retry : Retry, int or dict, optional
+            What is tried again, for tasks that say nothing; a dict by step name goes before what tasks say.
+        compensate : bool
+            When the run fails, undo all that its compensable steps did, the newest first.
+        grace : float or str
+            What is in flight has so long to come to its next record when the run ends early; then it's cancelled.
+        isolation : {"process", "inline"}
+            Whether records run in children.
+        slice : float or str
+            How long a chunk may take before it's committed as far as it is.
+        home, store : path-like or str, optional
+            Where the journal is (by default ``$PARFLOW_HOME`` or ``.parflow``), and where results are kept.
+        wait : bool
+            Whether to return at the end only.
+        progress : bool, optional
+            Whether to show progress; by default in a terminal.
+
+        Returns
+        -------
+        Run
+            The run.
+        """
         from parflow.api.starting import start
 
         return start(self.plan(), shape=self._shape, flow=self.name, **options)

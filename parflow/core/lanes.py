@@ -129,7 +129,7 @@ class Lanes:
             return True
         if rules.limit is not None and self._flying[lane] >= rules.limit:
             return False
-        if rules.rated and self._flying[lane] >= self.slots:
+        if (rules.rated or rules.breakers) and self._flying[lane] >= self.slots:  # nothing waits at a worker
             return False
         if any(self._spent[step] + self._share(lane) > 1 + 1e-9 for step in rules.rated):
             return False

@@ -119,6 +119,22 @@ class Stage:
         """Return the bytes that a child may use: the largest that a task asks for, else the run's."""
         return max((step.task.memory for step in self.steps if step.task.memory), default=default)
 
+    @property
+    def trunk(self) -> frozenset[str]:
+        """Names of the steps in which a record can fail before anything that was made of it has gone anywhere."""
+        names: list[str] = []
+        at = -1
+        while True:
+            after = [index for index, step in enumerate(self.steps) if step.parent == at]
+            if len(after) != 1 or any(output.parent == at for output in self.outputs):
+                break
+            at = after[0]
+            names.append(self.steps[at].task.name)
+            if self.steps[at].kind in ("flat_map", "map_batches"):
+                break
+        every = [self.label(number) for number in range(1 + len(self.steps) + len(self.outputs))]
+        return frozenset(name for name in names if every.count(name) == 1)
+
     def facts(self) -> StageFacts:
         """Return what the journal keeps of the stage."""
         buckets = tuple(output.body.buckets if output.kind == "group" else 1 for output in self.outputs)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import pickle
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -70,6 +72,11 @@ class Overrides:
         if isinstance(retry, Mapping):
             return cls(retries={name: _retry(value) for name, value in retry.items()})
         return cls() if retry is None else cls(_retry(retry))
+
+    @classmethod
+    def unpack(cls, packed: str) -> Overrides:
+        """Open overrides that were pickled, and written as text; none of them, if there is no text."""
+        return pickle.loads(base64.b64decode(packed)) if packed else NO_OVERRIDES
 
     def retry_of(self, task: Task) -> Retry | None:
         """Return what holds for a task."""

@@ -67,6 +67,7 @@ class StageState:
     redriven: bool = False
     cancelled: bool = False
     published: dict[int, dict[str, Any]] = field(default_factory=dict)
+    placed: dict[int, dict[str, str]] = field(default_factory=dict)  # what stands published though its stage was redriven
 
     @property
     def failed(self) -> int:
@@ -240,6 +241,9 @@ def _count_step(stage: StageState, step: str, counts: Counts) -> None:
 def redo(stage: StageState, part: Redone) -> None:
     """Make a part of a chunk pending again; what was made of the rest stands, the merges that it went into don't."""
     chunk, state = part.chunk, stage.chunks[part.chunk]
+    for output, manifest in stage.published.items():
+        names = (file["path"] for file in manifest["files"])
+        stage.placed[output] = {file.path: name for file, name in zip(stage.files(output), names, strict=False)}
     if part.record is not None:
         ordinal = part.record.ordinal
         if any(failure.chunk == chunk and failure.ordinal == ordinal for failure in stage.lost):

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from typing import Any
 
+from parflow.core.rules import Overrides
 from parflow.model import Counts
 from parflow.nodes import Task
 from parflow.policies import Retry
@@ -30,24 +32,33 @@ class Unproven(BaseException):
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """On what terms a batch runs: retries by steps' names (None: the tasks' own), its share of rates, a breaker's probe."""
+    """On what terms a batch runs: what the run says in the place of tasks (pickled), its share of rates, a breaker's probe."""
 
-    retries: Mapping[str, Retry] | None = None
+    overrides: str = ""
     share: float = 1.0
     probe: bool = False
 
     def retry(self, task: Task) -> Retry | None:
         """Return what of a task is tried again."""
-        return task.retry if self.retries is None else self.retries.get(task.name)
+        return _opened(self.overrides).retry_of(task) if self.overrides else task.retry
 
 
 TERMS = Terms()
 
 
-class Watch:
-    """What is counted of a piece's steps, for the receipt."""
+@lru_cache(maxsize=8)
+def _opened(overrides: str) -> Overrides:
+    return Overrides.unpack(overrides)
 
-    def __init__(self) -> None:
+
+Windows = dict[str, deque[bool]]
+
+
+class Watch:
+    """What is counted of a piece's steps, for the receipt; ``windows`` are the latest calls, by step, of this process."""
+
+    def __init__(self, windows: Windows) -> None:
+        self.windows = windows
         self.steps: dict[str, Counts] = {}
         self.tripped = ""
 
@@ -86,7 +97,7 @@ class Attempts:
         self.earlier = earlier
         self.interval = 1 / (task.rate * terms.share) if task.rate else 0.0
         self.due = time.monotonic() + self.interval
-        self.recent: deque[bool] = deque(maxlen=task.breaker.window if task.breaker else 1)
+        self.recent = watch.windows.setdefault(task.name, deque(maxlen=task.breaker.window if task.breaker else 1))
 
     # --- plain functions -----------------------------------------------------------------------------------------------
 
@@ -168,6 +179,7 @@ class Attempts:
         if self.breaker.opens(sum(self.recent), len(self.recent)):
             self.watch.tripped = self.name
             self.marker[STOP] = self.marker[STOP] or YIELD
+            self.recent.clear()
 
     def _failed(self, error: BaseException, errors: list[str], before: int, spent: float) -> float:
         """Take note of a failed attempt; returns the seconds before the next one, or raises the error when there is none."""

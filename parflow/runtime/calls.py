@@ -69,7 +69,7 @@ def run_call(task: Task, given: Given, context: Context, earlier: int = 0) -> Re
     put(marker, (0, 0, 0, 0))
     made: dict[str, Any] = {}
     args: Sequence[Any] = ()
-    watch = Watch()
+    watch = Watch(context.windows)
     try:
         arguments = pickle.loads(context.store.get_checked(given.arguments))
         args, kwargs = filled(arguments, given.bindings, context.store)

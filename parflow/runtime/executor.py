@@ -5,9 +5,7 @@ Listing, publishing, the journal and Dask run on their own threads and report he
 
 from __future__ import annotations
 
-import base64
 import heapq
-import pickle
 import queue
 import threading
 import time
@@ -20,7 +18,7 @@ from parflow.core.coordinator import Coordinator
 from parflow.core.entries import ChunksListed, Grown, Published, RunEnded, encode
 from parflow.core.forms import is_async
 from parflow.core.history import RunState
-from parflow.core.rules import FREE, NO_OVERRIDES, Overrides
+from parflow.core.rules import FREE
 from parflow.core.signals import (
     Append,
     BatchLost,
@@ -83,7 +81,7 @@ class Options:
     """How a run is executed; none of it changes its result.
 
     ``timeout``, ``slice`` and ``grace`` (for what is in flight when the run ends) are in seconds, ``memory`` in bytes;
-    ``retry`` is a pickled `Overrides`: it may hold a function.
+    ``retry`` is a packed `Overrides`: it may hold a function.
     """
 
     timeout: float | None = None
@@ -95,11 +93,6 @@ class Options:
     grace: float = 30.0
     compensate: bool = False
     retry: str = ""
-
-    @property
-    def overrides(self) -> Overrides:
-        """What the run says in the place of its tasks."""
-        return pickle.loads(base64.b64decode(self.retry)) if self.retry else NO_OVERRIDES
 
 
 class Executor:
@@ -340,7 +333,7 @@ class Executor:
 
     def _terms(self, submit: Submit) -> Terms:
         rules = self.program.rules(submit.unit)
-        return TERMS if rules is FREE else Terms(rules.retries, submit.share, submit.probe)
+        return TERMS if rules is FREE else Terms(self.options.retry, submit.share, submit.probe)
 
     def _resources(self, submit: Submit) -> Mapping[str, float] | None:
         return None if isinstance(submit.jobs[0], (MergeJob, UndoJob)) else self.program.rules(submit.unit).resources or None
@@ -428,12 +421,9 @@ class Executor:
         self.inbox.put(Stands(tuple((effect.unit, effect.id) for effect in standing(self.store) if effect.number)))
 
     def _publish(self, number: int, output: int) -> None:
-        files = self.state.stages[number].files(output)
-        manifest = (
-            self.program.stages[number]
-            .outputs[output]
-            .body.publish(self.run_id, files, again=self.state.stages[number].redriven)
-        )
+        stage = self.state.stages[number]
+        sink, files = self.program.stages[number].outputs[output].body, stage.files(output)
+        manifest = sink.publish(self.run_id, files, again=stage.redriven, placed=stage.placed.get(output))
         self.inbox.put(SinkPublished(Published(number, output, manifest)))
 
 

@@ -25,6 +25,8 @@ from parflow.runtime.steps import Door, Fail, door
 
 BEATS, LONGEST_BEAT = 16, 0.25
 """How often a timeout is looked at while it runs, and how long there is between two looks at the most (seconds)."""
+FAREWELL = 5
+"""Turns of the loop that a cancelled call gets to let go of what it holds: one for each task that waits for another."""
 
 
 class Loop:
@@ -196,6 +198,8 @@ class Flights:
         while self.calls and (self.calls[0].done or len(self.calls) > most):
             self._wait(self.calls[0])
             call = self.calls.popleft()
+            if call.task is None:  # its time was over: it's told so before anybody acts on that
+                self._leave()
             put(self.marker, call.place)
             self.marker[STEP] = self.number
             if call.error is not None:
@@ -215,6 +219,11 @@ class Flights:
             self.awaited = call
             while not call.done:
                 LOOP.run()
+
+    def _leave(self) -> None:
+        with LOOP.lock:
+            for _ in range(FAREWELL):
+                LOOP.turn()
 
     def _in_hand(self, call: _Call) -> None:
         """Name a call's record in the marker, as the first suspect of all that are in flight."""

@@ -102,8 +102,7 @@ class Site:
         """Name the record at a place, for a person."""
         if isinstance(self.job, ChunkJob):
             return str(self.code.source.record_id(self.job.chunk.parts[place[1]], place[2]))
-        inside = INSIDE.get()
-        return inside.effect.record if inside is not None else ""
+        return ""
 
     def record_key(self, place: Place) -> str:
         """Return the identity of the record at a place, or of the call, within its run."""
@@ -265,11 +264,14 @@ class Here:
         self._site, self._call, self._inside = at, call, INSIDE.get()
         self.run_id = at.run_id if at is not None else ""
         self.step = at.label(call.step) if at is not None and call is not None else ""
+        self.step = self._inside.effect.step if self._inside is not None else self.step
         self.attempt = (at.attempt if at is not None else 1) + TRIES.get()
 
     @property
     def record(self) -> str:
         """The record's name, as in dead letters; empty for a call."""
+        if self._inside is not None:
+            return self._inside.effect.record
         return self._site.record(self._call.place) if self._site is not None and self._call is not None else ""
 
     @cached_property

@@ -17,14 +17,14 @@ from parflow.nodes import Task
 from parflow.runtime.here import INSIDE, TRIES, Inside, Site, ancestors, context, site, with_function
 from parflow.runtime.marker import GUESS, STEP, Marker, put, take
 from parflow.runtime.values import pickled
-from parflow.storage.effects import Effect, Effects, Held
+from parflow.storage.effects import AGAIN, Effect, Effects, Held
 
 InDoubtWay = Literal["stop", "retry"]
 WAYS = ("stop", "retry")
-AGAIN = 0.02
-"""Seconds between two looks at an effect that another owner has in hand, for a coroutine, which must not block."""
 UNDO_TRIES = 3
 """How often an undo that raises is tried in all."""
+PATIENCE = 1.0
+"""Seconds for which an undo waits for somebody who still works on the effect, perhaps the coroutine whose time was over."""
 
 
 def _same(made: Any) -> Any:
@@ -282,7 +282,11 @@ def call_once(task: Task, call: Callable[[], Any]) -> Any:
 
 def undo(effects: Effects, name: str, compensate: Callable[[Any], Any] | None) -> RecordError | None:
     """Undo an effect, once; returns why it is not undone, unless there is nothing (left) to undo."""
-    with effects.hold(name) as held:
+    held = effects.try_hold(name, PATIENCE)
+    if held is None:
+        at_work = effects.look(name)
+        return doubt(replace(at_work, reason=f"{at_work.owner} works on it still"))
+    with held:
         was = held.effect
         if was.state == "undoing" and was.in_doubt == "retry":
             held.effect = was = replace(was, state="done")

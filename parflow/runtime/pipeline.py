@@ -11,7 +11,7 @@ import reprlib
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from parflow.core import segments
@@ -34,7 +34,7 @@ from parflow.model import (
     Tally,
     make_ref,
 )
-from parflow.runtime.attempts import TERMS, Attempts, Terms, Unproven, Watch, policies, tried
+from parflow.runtime.attempts import TERMS, Attempts, Terms, Unproven, Watch, Windows, policies, tried
 from parflow.runtime.here import placed, site
 from parflow.runtime.marker import CLOSING, DECODING, HELD, OFFSET, ORDINAL, PART, READING, STEP, STOP, Marker, Place, put, take
 from parflow.runtime.once import after_undoing, undoable
@@ -71,7 +71,7 @@ class Broken(BaseException):
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a job runs in: the store for results, names for what it writes, and the marker."""
+    """What a job runs in: the store for results, names for what it writes, the marker, and what its process has seen."""
 
     run_id: str
     attempt: str
@@ -79,6 +79,7 @@ class Context:
     marker: Marker
     inline_bytes: int
     terms: Terms = TERMS
+    windows: Windows = field(default_factory=dict)
 
     def named(self, suffix: object) -> Context:
         """Return the same context with a name of its own for what is written."""
@@ -127,9 +128,9 @@ class DeadLetters:
     again, and who has nothing to do takes the rest.
     """
 
-    def __init__(self, stage: Stage, chunk: Chunk, marker: Marker) -> None:
+    def __init__(self, stage: Stage, chunk: Chunk, marker: Marker, windows: Windows) -> None:
         self.items: list[Failure] = []
-        self.watch = Watch()
+        self.watch = Watch(windows)
         self.late = False
         self.stage = stage
         self.chunk = chunk
@@ -502,7 +503,7 @@ def run_piece(stage: Stage, job: ChunkJob, context: Context, timeouts: Timeouts)
     stage = replace(stage, source=source)
     if (here := site()) is not None:
         stage = placed(undoable(stage, here), here)
-    letters = DeadLetters(stage, chunk, marker)
+    letters = DeadLetters(stage, chunk, marker, context.windows)
     door, keeps, ends = _compile(stage, context, letters, timeouts, piece)
     results: list[Ref | None] = []
     files: list[SinkFile] = []

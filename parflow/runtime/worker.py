@@ -27,7 +27,7 @@ from parflow.model import (
     to_json,
 )
 from parflow.nodes import Task
-from parflow.runtime.attempts import TERMS, Terms
+from parflow.runtime.attempts import TERMS, Terms, Windows
 from parflow.runtime.calls import Given, run_call
 from parflow.runtime.here import Site, entered
 from parflow.runtime.instances import Instances
@@ -86,6 +86,7 @@ class Opened:
     shared: bool = False
     stores: dict[str, Store] = field(default_factory=dict)
     codes: dict[tuple[str, str], Any] = field(default_factory=dict)
+    windows: dict[tuple[str, int], Windows] = field(default_factory=dict)
     instances: Instances = field(init=False)
 
     def __post_init__(self) -> None:
@@ -150,6 +151,7 @@ def run_jobs(batch: Batch, first: int, opened: Opened, marker: Marker) -> Iterat
     It ends early when the marker says so, when a step is broken, or when a job died of memory: the next job wants a fresh
     process.
     """
+    windows = opened.windows.setdefault((batch.run_id, batch.unit), {})
     for number in range(first, len(batch.jobs)):
         if marker[STOP]:
             return
@@ -162,7 +164,7 @@ def run_jobs(batch: Batch, first: int, opened: Opened, marker: Marker) -> Iterat
                 code = opened.task(batch) if isinstance(job, CallJob) else opened.stage(batch)
             PRINTS.begin()
             marker[JOB] = number + 1
-            receipt = _run_job(batch, number, code, opened.store(batch.store), marker)
+            receipt = _run_job(batch, number, code, opened.store(batch.store), marker, windows)
         except Broken as broken:
             receipt = Receipt("broken", failure=describe(broken.error, record="", step=broken.step, cause="exception"))
         except StoreError as error:
@@ -174,7 +176,7 @@ def run_jobs(batch: Batch, first: int, opened: Opened, marker: Marker) -> Iterat
             return
 
 
-def _run_job(batch: Batch, number: int, code: Any, store: Store, marker: Marker) -> Receipt:
+def _run_job(batch: Batch, number: int, code: Any, store: Store, marker: Marker, windows: Windows) -> Receipt:
     job = batch.jobs[number]
     token = f"{batch.attempt}-{secrets.token_hex(3)}"  # Dask may run a batch of a lost worker again: names never collide
     if isinstance(job, MergeJob):
@@ -185,11 +187,11 @@ def _run_job(batch: Batch, number: int, code: Any, store: Store, marker: Marker)
         with entered(Site(batch.run_id, batch.began, store, marker, job, code)):
             return run_undo(code, job, context)
     if isinstance(job, CallJob):
-        context = Context(batch.run_id, f"call{job.call}-{token}", store, marker, batch.inline_bytes, batch.terms)
+        context = Context(batch.run_id, f"call{job.call}-{token}", store, marker, batch.inline_bytes, batch.terms, windows)
         with entered(Site(batch.run_id, batch.began, store, marker, job, code)):
             return run_call(code, batch.given[number], context, len(job.earlier))
     name = f"s{job.stage}-{job.piece.chunk:06d}-{job.piece.first:09d}-{token}"
-    context = Context(batch.run_id, name, store, marker, batch.inline_bytes, batch.terms)
+    context = Context(batch.run_id, name, store, marker, batch.inline_bytes, batch.terms, windows)
     with entered(Site(batch.run_id, batch.began, store, marker, job, code)):
         receipt = run_piece(code, job, context, batch.timeouts)
     if receipt.files or any(ref is not None and ref.key for ref in receipt.results):

@@ -30,6 +30,8 @@ from parflow.storage.trust import make_folder, sync_folder
 
 State = Literal["free", "claimed", "released", "doubt", "done", "undoing", "undone", "undo failed"]
 FOLDER = "effects"
+AGAIN = 0.02
+"""Seconds between two looks at an effect that somebody else has in hand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,7 @@ class Effect:
     id
         Names it in its store.
     at
-        When this was written (seconds since 1970).
+        When it was claimed or done (seconds since 1970).
     generation
         How often it was undone before, and is done anew.
     name, record, step
@@ -117,20 +119,21 @@ class Effects:
 
     def hold(self, name: str) -> Held:
         """Take an effect's lock; while somebody else has it, wait."""
-        held = self._open(name)
-        try:
-            fcntl.flock(held.file, fcntl.LOCK_EX)
-            held.read()
-        except BaseException:
-            held.close()
-            raise
+        held = self._locked(name, fcntl.LOCK_EX)
+        assert held is not None
         return held
 
-    def try_hold(self, name: str) -> Held | None:
-        """Take an effect's lock, or return None when somebody else has it."""
+    def try_hold(self, name: str, patience: float = 0.0) -> Held | None:
+        """Take an effect's lock; None when somebody else has it, for so many seconds."""
+        until = time.monotonic() + patience
+        while (held := self._locked(name, fcntl.LOCK_EX | fcntl.LOCK_NB)) is None and time.monotonic() < until:
+            time.sleep(AGAIN)
+        return held
+
+    def _locked(self, name: str, how: int) -> Held | None:
         held = self._open(name)
         try:
-            fcntl.flock(held.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(held.file, how)
             held.read()
         except BlockingIOError:
             held.close()
@@ -221,7 +224,8 @@ class Held:
         StoreError
             When it can't be written: then the effect stands as before.
         """
-        changed = replace(self.effect, state=state, at=time.time(), owner=f"{os.uname().nodename}:{os.getpid()}", **changes)
+        at = self.effect.at if state in ("undoing", "undone", "undo failed") else time.time()
+        changed = replace(self.effect, state=state, at=at, owner=f"{os.uname().nodename}:{os.getpid()}", **changes)
         line = _line(changed)
         try:
             os.ftruncate(self.file, self.end)  # what was torn before

@@ -52,7 +52,7 @@ class Letter(NamedTuple):
 
 
 def find_letters(state: RunState, read: Callable[[Ref], Iterable[Failure]]) -> Iterator[Letter]:
-    """Yield what failed so far: of each stage, in input order, unusable inputs and then records; at last, calls.
+    """Yield what failed so far: of each stage, in input order, unusable inputs and then records; calls; what stands undone.
 
     ``read`` opens the list of dead letters that a piece left.
     """
@@ -64,12 +64,18 @@ def find_letters(state: RunState, read: Callable[[Ref], Iterable[Failure]]) -> I
         failures = list(stage.lost)
         for _, receipt in stage.receipts():
             if receipt.failures is not None:
-                failures += read(receipt.failures)
+                failures += (letter for letter in read(receipt.failures) if not _is_redriven(stage, letter))
         for failure in sorted(failures, key=lambda failure: (failure.chunk, failure.ordinal)):
             yield Letter(failure, number, _source(stage, failure))
     for call in state.calls:
         if call.failure is not None:
             yield Letter(call.failure)
+    for failure in state.stuck:
+        yield Letter(failure)
+
+
+def _is_redriven(stage: StageState, failure: Failure) -> bool:
+    return (failure.chunk, failure.ordinal) in stage.again
 
 
 def _bases(error: str) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, ClassVar
@@ -127,7 +127,9 @@ class Sink:
         """
         return self._writer(open_place(self.path), f"{self._staging(run_id)}/{name}.{self.extension}", fail)
 
-    def publish(self, run_id: str, files: Sequence[SinkFile], *, again: bool = False) -> dict[str, Any]:
+    def publish(
+        self, run_id: str, files: Sequence[SinkFile], *, again: bool = False, placed: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
         """Move staged files, in input order, to their final names, and say so in a manifest.
 
         It may be called again after a crash, with the same files, and then finishes what is left to do.
@@ -140,6 +142,8 @@ class Sink:
             Path, rows and size (bytes) of each file, in input order.
         again : bool
             Whether they take the place of what the same run published before.
+        placed : mapping of str to str, optional
+            Final names under which some of the files stand since then, by their staged paths.
 
         Returns
         -------
@@ -153,13 +157,22 @@ class Sink:
             can't be written.
         """
         try:
-            return self._publish(run_id, files, again=again)
+            return self._publish(run_id, files, again=again, placed=placed or {})
         except OSError as error:
             raise unwritable(self.path, error) from error
 
-    def _publish(self, run_id: str, files: Sequence[SinkFile], *, again: bool) -> dict[str, Any]:
+    def _publish(self, run_id: str, files: Sequence[SinkFile], *, again: bool, placed: Mapping[str, str]) -> dict[str, Any]:
         place, staging = open_place(self.path), self._staging(run_id)
         parts = dict(zip(part_names(len(files), self.extension), files, strict=True))
+        manifest = {
+            "run_id": run_id,
+            "rows": sum(file.rows for file in files),
+            "files": [{"path": part, "rows": file.rows, "bytes": file.size} for part, file in parts.items()],
+        }
+        if placed and self._manifest(place).get("run_id") == run_id:
+            if self._manifest(place) == manifest:  # all of it was done before a crash
+                return manifest
+            self._unplace(place, staging, placed)
         staged, present = place.sizes(staging), place.sizes(self.path)
         ours = present if again else {part: file.size for part, file in parts.items()}
         self._check_strangers(run_id, ours, present, place)
@@ -178,11 +191,6 @@ class Sink:
             place.remove([f"{self.path}/{MANIFEST}"])  # from here to the new one, no manifest claims a complete result
         place.move(moves)
         place.remove(f"{self.path}/{name}" for name in present if _PART.fullmatch(name) and name not in parts)
-        manifest = {
-            "run_id": run_id,
-            "rows": sum(file.rows for file in files),
-            "files": [{"path": part, "rows": file.rows, "bytes": file.size} for part, file in parts.items()],
-        }
         aside = f"{staging}/{MANIFEST}"
         with place.create(aside) as out:
             out.write(orjson.dumps(manifest, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
@@ -190,6 +198,18 @@ class Sink:
         place.move([(aside, f"{self.path}/{MANIFEST}")])
         place.remove_folder(staging)
         return manifest
+
+    def _unplace(self, place: Place, staging: str, placed: Mapping[str, str]) -> None:
+        """Take published files back to where they were staged; the old manifest stands until all are there."""
+        staged, present = place.sizes(staging), place.sizes(self.path)
+        names = {os.path.basename(path): part for path, part in placed.items()}
+        place.move(
+            [
+                (f"{self.path}/{part}", f"{staging}/{name}")
+                for name, part in names.items()
+                if name not in staged and part in present
+            ]
+        )
 
     def discard(self, run_id: str) -> None:
         """Remove what a run staged and won't publish."""
@@ -206,10 +226,15 @@ class Sink:
     def _published_by(self, place: Place) -> str | None:
         """Return the run that the manifest in the folder names: None without one, "" when it can't be read."""
         data = place.read(f"{self.path}/{MANIFEST}")
+        return None if data is None else str(self._manifest(place).get("run_id", ""))
+
+    def _manifest(self, place: Place) -> dict[str, Any]:
+        data = place.read(f"{self.path}/{MANIFEST}")
         try:
-            return None if data is None else str(json.loads(data)["run_id"])
-        except (ValueError, KeyError, TypeError):
-            return ""
+            found = json.loads(data or b"{}")
+        except ValueError:
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def _check_strangers(self, run_id: str, ours: dict[str, int], present: dict[str, int], place: Place) -> None:
         if self.overwrite:
