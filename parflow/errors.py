@@ -42,6 +42,7 @@
         |-- RecordTimeoutError     the record took longer than its task's timeout
         |-- RecordMemoryError      the record needed more than the child's memory
         |-- EffectInDoubtError     nobody knows whether something outside was done
+        |-- UndoneError            something outside was done and undone: its record had failed
         `-- UndoFailedError        something outside was done, and can't be undone
 
 `Cancelled` stands apart: like ``KeyboardInterrupt`` it's no error, and no ``except Exception`` stops it. `InDoubt` is raised
@@ -318,6 +319,14 @@ class EffectInDoubtError(RecordError):
     template = (
         "{0!r} may have been done or not: {1}. Look for the idempotency key {2} at the service, and set right what is missing; "
         "where a second call with that key does no harm, in_doubt='retry' makes it by itself."
+    )
+
+
+class UndoneError(RecordError):
+    """Something outside was done and undone, since its record had failed."""
+
+    template = (
+        "{0!r} was done, and undone when its record failed ({1}) in an attempt that was cut off. `parflow redrive` does it."
     )
 
 

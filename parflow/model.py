@@ -153,11 +153,12 @@ class Piece:
 @quick
 @dataclass(frozen=True, slots=True)
 class ChunkJob:
-    """Run a piece of a chunk through a stage's pipeline."""
+    """Run a piece of a chunk through a stage's pipeline; ``redrive`` counts how often what failed there was run again."""
 
     stage: int
     piece: Piece
     chunk: Chunk
+    redrive: int = 0
 
     @property
     def node(self) -> int:

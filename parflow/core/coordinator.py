@@ -429,7 +429,8 @@ class Coordinator(Barriers):
             self._refuse(number)
 
     def _job(self, number: int, piece: Piece) -> ChunkJob:
-        return ChunkJob(number, piece, self.state.stages[number].chunks[piece.chunk].chunk)
+        stage = self.state.stages[number]
+        return ChunkJob(number, piece, stage.chunks[piece.chunk].chunk, stage.redrives)
 
     def _first_loss(self, number: int, piece: Piece, receipt: Receipt) -> bool:
         """Tell whether a child died reading, with no record in hand, for the first time: that may have been chance."""

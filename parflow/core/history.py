@@ -106,6 +106,7 @@ class RunState:
             gone.update((part.stage, output) for output in range(len(self.stages[part.stage].facts.kinds)))
         for number in {part.stage for part in entry.parts}:
             recount(self.stages[number])
+            self.stages[number].redrives += 1
         for node in resting_on(self, gone):
             if node < 0:
                 self.calls[~node] = CallState(self.calls[~node].facts)

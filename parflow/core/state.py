@@ -64,10 +64,15 @@ class StageState:
     cuts: dict[int, Cut] = field(default_factory=dict)
     leaves: dict[int, tuple[Ref, ...]] = field(default_factory=dict)
     patient: set[int] = field(default_factory=set)  # outputs whose deadline no longer holds
-    redriven: bool = False
+    redrives: int = 0
     cancelled: bool = False
     published: dict[int, dict[str, Any]] = field(default_factory=dict)
     placed: dict[int, dict[str, str]] = field(default_factory=dict)  # what stands published though its stage was redriven
+
+    @property
+    def redriven(self) -> bool:
+        """Whether something of it was made before, and is made again."""
+        return self.redrives > 0
 
     @property
     def failed(self) -> int:
@@ -267,7 +272,7 @@ def redo(stage: StageState, part: Redone) -> None:
         for (output, bucket, level, index), ref in stage.merged.items()
         if bucket == CUT or index != chunk // stage.fan_in**level
     }
-    stage.opened, stage.redriven, stage.published, stage.accepted = False, True, {}, 0
+    stage.opened, stage.published, stage.accepted = False, {}, 0
 
 
 def _forget(stage: StageState, chunk: int, ordinals: range | None) -> None:
@@ -298,7 +303,7 @@ def recount(stage: StageState) -> None:
 
 def anew(stage: StageState) -> StageState:
     """Return a stage of which nothing is done; what its own source listed stays listed."""
-    fresh = StageState(stage.facts, stage.fan_in, patient={*range(len(stage.facts.kinds))}, redriven=True)
+    fresh = StageState(stage.facts, stage.fan_in, patient={*range(len(stage.facts.kinds))}, redrives=stage.redrives + 1)
     if stage.facts.base is None and not stage.facts.expands:
         fresh.weight, fresh.listed, fresh.closed, fresh.rejected = stage.weight, stage.listed, stage.closed, stage.rejected
         fresh.chunks = [ChunkState(state.chunk) for state in stage.chunks]

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from parflow.core.forms import inner, is_async, within
 from parflow.core.plan import Stage, Step
-from parflow.errors import EffectInDoubtError, InDoubt, RecordError, UndoFailedError, UsageError
-from parflow.model import Failure, digest
+from parflow.errors import EffectInDoubtError, InDoubt, RecordError, UndoFailedError, UndoneError, UsageError
+from parflow.model import ChunkJob, Failure, digest
 from parflow.nodes import Task
 from parflow.runtime.here import INSIDE, TRIES, Inside, Site, ancestors, context, site, with_function
 from parflow.runtime.marker import GUESS, STEP, Marker, put, take
@@ -35,13 +35,15 @@ def _same(made: Any) -> Any:
 class What:
     """An effect that is wanted: where it's kept, what its idempotency key is made of, and what its file says of it.
 
-    ``released`` is called when its function raises.
+    ``released`` is called when its function raises. ``redrive`` counts how often its record was run again though it had failed:
+    what was undone since is not done anew.
     """
 
     effects: Effects
     base: str
     effect: Effect
     released: Callable[[], object] = bool
+    redrive: int | None = None
 
     def begin(self, held: Held) -> bool:
         """Claim the effect; False when it's done already.
@@ -50,13 +52,19 @@ class What:
         ------
         EffectInDoubtError
             When nobody knows whether it's done.
+        UndoneError
+            When its record failed in an earlier attempt.
         """
         was = held.effect
         if was.stands:
             return False
         if was.state == "undoing" or (was.doubtful and self.effect.in_doubt == "stop"):
             raise doubt(was)
-        generation = was.generation + (was.state == "undone")
+        generation = was.generation
+        if was.state == "undone":
+            if self.redrive is not None and generation >= self.redrive:
+                raise UndoneError(was.name, was.reason or "its child died")
+            generation = was.generation + 1 if self.redrive is None else self.redrive
         key = digest(f"{self.base}/{generation}".encode()) if generation else self.base  # to the service it's another thing
         held.effect = replace(self.effect, generation=generation, key=key)
         held.write("claimed")
@@ -235,7 +243,7 @@ def step_effect(here: Site, task: Task) -> What:
     effect = Effect(
         name, name=label, record=here.record(call.place), step=label, unit=here.unit, number=call.step, in_doubt=task.in_doubt
     )
-    return What(Effects(here.store), base, effect)
+    return What(Effects(here.store), base, effect, redrive=here.job.redrive if isinstance(here.job, ChunkJob) else None)
 
 
 def effect_name(record: str, step: int) -> str:
@@ -280,8 +288,8 @@ def call_once(task: Task, call: Callable[[], Any]) -> Any:
 # --- undoing ---------------------------------------------------------------------------------------------------------------
 
 
-def undo(effects: Effects, name: str, compensate: Callable[[Any], Any] | None) -> RecordError | None:
-    """Undo an effect, once; returns why it is not undone, unless there is nothing (left) to undo."""
+def undo(effects: Effects, name: str, compensate: Callable[[Any], Any] | None, reason: str = "") -> RecordError | None:
+    """Undo an effect, once, for a ``reason``; returns why it is not undone, unless there is nothing (left) to undo."""
     held = effects.try_hold(name, PATIENCE)
     if held is None:
         at_work = effects.look(name)
@@ -306,7 +314,7 @@ def undo(effects: Effects, name: str, compensate: Callable[[Any], Any] | None) -
             except Exception as error:  # noqa: BLE001 - user code may raise anything
                 held.write("undo failed", reason=_said(error))
             else:
-                held.write("undone", reason="", result=b"")
+                held.write("undone", reason=reason, result=b"")
                 return None
         return UndoFailedError(was.name, f"it was tried {UNDO_TRIES} times, at last: {held.effect.reason}", was.key)
 
@@ -326,13 +334,13 @@ def _compensated(compensate: Callable[[Any], Any], effect: Effect) -> None:
         INSIDE.reset(token)
 
 
-def undo_record(stage: Stage, here: Site, step: int, record: str) -> list[RecordError]:
+def undo_record(stage: Stage, here: Site, step: int, record: str, reason: str = "") -> list[RecordError]:
     """Undo what a record had done up to a step that it failed in, the latest first; returns why some of it is not."""
     effects = Effects(here.store)
     index = step - 1 if step <= len(stage.steps) else stage.outputs[step - 1 - len(stage.steps)].parent
     undos = {1 + above: stage.steps[above].task.compensate for above in ancestors(stage, index)}
     found = [effects.look(effect_name(record, number)) for number, compensate in undos.items() if compensate is not None]
-    whys = [undo(effects, effect.id, undos[effect.number]) for effect in newest_first(found) if effect.state != "free"]
+    whys = [undo(effects, effect.id, undos[effect.number], reason) for effect in newest_first(found) if effect.state != "free"]
     return [why for why in whys if why is not None]
 
 
@@ -349,7 +357,7 @@ def after_undoing(letter: Failure, stage: Stage, step: int, marker: Marker) -> F
     place = take(marker)
     if place[3] & GUESS:
         return _told(letter, ["what was done for it in earlier steps stands: of its batch, nobody knows which record it is"])
-    whys = undo_record(stage, here, step, here.record_key(place))
+    whys = undo_record(stage, here, step, here.record_key(place), f"{letter.error}: {letter.message}"[:300])
     put(marker, place)  # coroutines that went on meanwhile named theirs
     marker[STEP] = step
     return _told(letter, whys)

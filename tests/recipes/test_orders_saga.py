@@ -126,14 +126,16 @@ def test_an_order_whose_child_dies_at_each_attempt_is_undone_like_any_other(book
     faults = Faults([Fault("ship", "kill", record=lambda order: order["order"] == "A00003")])
     run = faults.on(shop.bound()).run(workers=2, max_failures=1)
     assert run.result()["shipped"] == 9
-    assert [(failure.step, failure.cause) for failure in run.dead_letters()] == [("ship", "crash")]
+    died, doubt = run.dead_letters()
+    assert (died.step, died.cause) == ("ship", "crash")
+    assert (doubt.step, doubt.error) == ("ship", "EffectInDoubtError")  # nobody knows whether the last attempt sent a parcel
     assert "A00003" not in shop.shipped
     shop.balance()
 
 
 def test_a_run_that_fails_takes_everything_back(books: Callable[[int], Books]) -> None:
     shop = books(60)
-    run = shop.bound().run(workers=2, max_failures=1)
+    run = shop.bound().run(workers=2, max_failures=1, compensate=True)
     with pytest.raises(TooManyFailuresError):
         run.result()
     assert shop.shipped == set()
@@ -154,7 +156,11 @@ def test_the_books_balance_to_the_cent_whatever_is_killed(books: Callable[[int],
     survived = survive(shop, seed=5)
     assert {kill.what for kill in survived.kills} == {"child", "worker", "coordinator"}
     assert survived.result == {"shipped": len(shop.shipped), "cents": saga.books(shop.database)["shipped"]}
-    assert {failure.error for failure in survived.run.dead_letters()} <= {"UndeliverableError", "OutOfStockError"}
+    assert {failure.error for failure in survived.run.dead_letters()} <= {
+        "UndeliverableError",
+        "OutOfStockError",
+        "UndoneError",
+    }
     assert shop.shipped == {order["order"] for order in shop.good}
     shop.balance()
 
@@ -179,6 +185,7 @@ def test_nobody_is_charged_twice_though_the_service_would_do_it(books: Callable[
     assert len(sure) > 700
     assert sure <= shop.shipped
     assert sure <= set(shop.count("ledger", "kind = 'charge'"))
+    open_ones = shop.count("ledger", "kind = 'charge'") - shop.count("ledger", "kind = 'refund'")
     for name, failure in failed.items():  # what is said to be in doubt is all that may be left undone
-        if name in shop.shipped or shop.count("ledger", "kind = 'charge'") - shop.count("ledger", "kind = 'refund'"):
-            assert failure.error == "EffectInDoubtError" or re.search("in doubt", failure.message), failure
+        if name in shop.shipped or open_ones[name]:
+            assert failure.error == "EffectInDoubtError" or re.search("in doubt|may have been", failure.message), failure
