@@ -20,6 +20,7 @@
     |   `-- FencedError            this coordinator lost the run to another one
     |-- ClusterError               the cluster can't be used
     |   |-- VersionMismatchError   a worker runs other versions than the driver
+    |   |-- ResourcesMissingError  no worker has what a task asks for
     |   `-- ClusterLostError       the scheduler or all workers went away
     |-- ResumeError                a run can't be gone on with as asked
     |   |-- CodeChangedError       steps are not what they were
@@ -182,6 +183,15 @@ class ClusterLostError(ClusterError):
     """The scheduler or all workers went away."""
 
     template = "the cluster is gone: {0}. Everything finished is kept; `parflow resume {1}` goes on."
+
+
+class ResourcesMissingError(ClusterError):
+    """No worker has the resources that a task asks for."""
+
+    template = (
+        "no worker has {0}, which tasks of this run ask for. Start workers that do (dask worker … --resources '{0}', or "
+        "LocalCluster(resources=…)) and go on with: parflow resume {1} --cluster ADDRESS"
+    )
 
 
 class ResumeError(ParflowError):

@@ -13,7 +13,7 @@ import pickle
 import platform
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import dask
@@ -136,6 +136,15 @@ class Hands:
         if self.client.status != "running":  # it looks for its scheduler
             return 0
         return sum(worker["nthreads"] for worker in self.client.scheduler_info(n_workers=-1)["workers"].values())
+
+    def lacking(self, resources: Mapping[str, float]) -> str:
+        """Say, as ``NAME=COUNT``, which resources no worker has enough of; nothing if each is to be had somewhere."""
+        workers = [] if self.sandbox is not None else self.client.scheduler_info(n_workers=-1)["workers"].values()
+        return " ".join(
+            f"{name}={count:g}"
+            for name, count in resources.items()
+            if not any(worker.get("resources", {}).get(name, 0) >= count for worker in workers)
+        )
 
     def check(self, store: Any) -> None:
         """Compare versions with every worker, and see that each reads the driver's store.

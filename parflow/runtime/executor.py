@@ -43,7 +43,7 @@ from parflow.core.signals import (
     Survey,
     Yield,
 )
-from parflow.errors import ClusterLostError, InputsChangedError, ParflowError
+from parflow.errors import ClusterLostError, InputsChangedError, ParflowError, ResourcesMissingError
 from parflow.model import (
     INLINE_BYTES,
     Address,
@@ -147,6 +147,7 @@ class Executor:
         self._bells: list[tuple[float, int, Bell]] = []
         self._rings = 0
         self._idle_since: float | None = None
+        self._lacking_since: float | None = None
         self._bound: dict[Address, Binding] = {}
 
     @property
@@ -274,6 +275,10 @@ class Executor:
         self._idle_since = None if slots else (self._idle_since or now)
         if self._idle_since is not None and now - self._idle_since > NO_WORKERS_SECONDS:
             self.broke(ClusterLostError(f"it has had no worker for {NO_WORKERS_SECONDS:g} s", self.run_id))
+        lacking = self.hands.lacking(self.program.resources) if slots and self.program.resources else ""
+        self._lacking_since = None if not lacking else (self._lacking_since or now)
+        if self._lacking_since is not None and now - self._lacking_since > NO_WORKERS_SECONDS:
+            self.broke(ResourcesMissingError(lacking, self.run_id))
 
     # --- acts ------------------------------------------------------------------------------------------------------------
 
@@ -281,6 +286,7 @@ class Executor:
         hands = self.connect()
         try:
             hands.check(self.store)
+            self._check_resources(hands)
             slots = hands.slots
         except BaseException:
             hands.close()
@@ -291,6 +297,10 @@ class Executor:
                 return
             self.hands = hands
         self.inbox.put(SlotsChanged(slots))
+
+    def _check_resources(self, hands: Hands) -> None:
+        if hands.sandbox is not None and (lacking := hands.lacking(self.program.resources)):
+            raise ResourcesMissingError(lacking, self.run_id)  # this process's own workers stay as they are
 
     def _adopted(self) -> Iterator[tuple[int, Any, Receipt]]:
         """Offer what the store holds for pieces that the journal has pending (on a first run: nothing)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,6 +98,7 @@ class Program:
     def __init__(self, kept: Kept, overrides: Overrides = NO_OVERRIDES) -> None:
         self.overrides = overrides
         self._rules: dict[int, Rules] = {}
+        self._resources: dict[str, float] | None = None
         self.stages: list[Stage] = []
         self.tasks: list[Task] = []
         self.calls: list[Call] = []
@@ -106,6 +108,7 @@ class Program:
 
     def add(self, kept: Kept) -> None:
         """Go on with one more plan."""
+        self._resources = None
         self.stages += kept.plan.stages
         self._stage_codes += kept.stages
         self.tasks += kept.plan.tasks
@@ -118,6 +121,16 @@ class Program:
             tasks = [step.task for step in self.stages[unit].steps] if unit >= 0 else [self.tasks[~unit]]
             self._rules[unit] = rules_of(tasks, self.overrides)
         return self._rules[unit]
+
+    @property
+    def resources(self) -> Mapping[str, float]:
+        """Dask worker resources that its tasks ask for: of each, the most."""
+        if self._resources is None:
+            asked = [self.rules(unit).resources for unit in (*range(len(self.stages)), *(~n for n in range(len(self.tasks))))]
+            self._resources = {
+                name: max(each.get(name, 0.0) for each in asked) for name in sorted({name for each in asked for name in each})
+            }
+        return self._resources
 
     def code(self, unit: int) -> str:
         """Return the key of a unit's code: a stage's, or (``~``) a task's."""

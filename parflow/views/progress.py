@@ -57,6 +57,9 @@ def show_progress(run: Run) -> None:
                     completed=done,
                     numbers=numbers(stage.records, stage.failed, now, (total or 0) - done),
                 )
+            for (unit, step), stands in [*run.state.breakers.items()]:
+                if stands != "closed" and unit in shown:
+                    bars.update(shown[unit], numbers=f"breaker of {step} is {stands}")
             if calls := [*run.state.calls]:
                 made = sum(call.ended for call in calls)
                 bars.update(bar(-1, "calls"), total=len(calls), completed=made, numbers=f"{made:,} of {len(calls):,}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from parflow.core.history import RunState
 from parflow.core.state import StageState
 from parflow.model import Failure
 from parflow.views.numbers import CallNumbers, call_numbers, causes, stage_numbers
@@ -79,6 +80,7 @@ def summary(run: Run) -> str:
         if stage.encodings:
             used = ", ".join(f"{count:,} as {encoding}" for encoding, count in sorted(stage.encodings.items()))
             lines.append(f"    text not in the declared encoding: {used}")
+    lines += _attempt_lines(state)
     lines += map(_call_line, call_numbers(state))
     if tally.failed or any(call.failure is not None for call in state.calls):
         lines.append("  " + "\n  ".join(cause_lines(run.dead_letters())))
@@ -88,6 +90,8 @@ def summary(run: Run) -> str:
         over = state.ended is not None and state.ended.error == "TooManyFailuresError"
         more = f" --max-failures {tally.failed}" if over else ""
         lines.append(f"  go on with: parflow resume {run.run_id}{more}")
+        if over:
+            lines.append(f"  or with what failed, as far as it's mended: parflow redrive {run.run_id}")
     return "\n".join(lines)
 
 
@@ -120,6 +124,21 @@ def _cut_line(stage: StageState, output: int) -> str:
     more = ", …" if len(cut.late) > len(places) else ""
     left = f"{counted(len(cut.late), 'piece')} too late: {', '.join(places)}{more}"
     return f"    {stage.facts.outputs[output]} opened at its deadline with {cut.share:.0%} of the input; {left}"
+
+
+def _attempt_lines(state: RunState) -> list[str]:
+    retried: dict[str, int] = {}
+    for stage in state.stages:
+        for step, counts in stage.steps.items():
+            retried[step] = retried.get(step, 0) + counts.retries
+    lines = [f"  {step}: tried again {count:,} times" for step, count in retried.items() if count]
+    lines += [f"  {step}: its breaker is {stands}" for (_, step), stands in state.breakers.items() if stands != "closed"]
+    if state.trips:
+        lines.append(f"  breakers opened {counted(state.trips, 'time')}")
+    lines += [
+        f"  {stage.facts.name}: {counted(stage.accepted, 'dead letter')} accepted" for stage in state.stages if stage.accepted
+    ]
+    return lines
 
 
 def _call_line(calls: CallNumbers) -> str:
