@@ -78,7 +78,6 @@ class Lanes:
         self._pushed = 0
         self._attempts = 0
         self._flying: Counter[Lane] = Counter()
-        self._spent: dict[str, float] = defaultdict(float)  # shares of rates that are in flight, by step
         self._batching: defaultdict[Lane, Batching] = defaultdict(Batching)
         self._gates: dict[int, dict[str, Gate]] = {}
 
@@ -131,10 +130,15 @@ class Lanes:
             return False
         if (rules.rated or rules.breakers) and self._flying[lane] >= self.slots:  # nothing waits at a worker
             return False
-        if any(self._spent[step] + self._share(lane) > 1 + 1e-9 for step in rules.rated):
+        if rules.rated and self._spent(rules.rated) + self._share(lane) > 1 + 1e-9:
             return False
         gates = self._gates.get(lane[0], {}).values()
         return all(gate.state == "closed" or (gate.state == "probing" and gate.probe is None) for gate in gates)
+
+    def _spent(self, steps: frozenset[str]) -> float:
+        """Return how much of the rates of some steps is in flight, of whichever unit."""
+        work = (submit for submit in self.inflight.values() if lane_of(submit.jobs[0])[1] == WORK)
+        return sum(submit.share for submit in work if steps & self.rules(submit.unit).rated)
 
     def _share(self, lane: Lane) -> float:
         """Return the part of a rate for one more batch: all that is queued is to get on evenly."""
@@ -164,8 +168,6 @@ class Lanes:
             gate.probe = submit.attempt
         self.inflight[submit.attempt] = submit
         self._flying[lane] += 1
-        for step in rules.rated:
-            self._spent[step] += share
         return submit
 
     # --- back --------------------------------------------------------------------------------------------------------------
@@ -176,8 +178,6 @@ class Lanes:
         if submit is not None:
             lane = lane_of(submit.jobs[0])
             self._flying[lane] -= 1
-            for step in () if lane[1] else self.rules(submit.unit).rated:
-                self._spent[step] = round(self._spent[step] - submit.share, 9)
             for gate in self._gates.get(submit.unit, {}).values():
                 if gate.probe == attempt:
                     gate.probe = None
