@@ -120,6 +120,7 @@ class Coordinator(Barriers):
         self._targets = targets
         self._undoing = Undoing(run_id, state, lanes, self._append, self._survey)
         self._losses: dict[Job, int] = {}
+        self._yielding: set[str] = set()  # batches that were asked to come back, and may do so untouched
         self._alone = False  # there is no cluster any more
         self._reasons: dict[int, tuple[Failure, Reason]] = {}
         self._waiting: dict[int, Job] = {}  # jobs before their next attempt, by the number of their bell
@@ -334,7 +335,8 @@ class Coordinator(Barriers):
         batch = self._lanes.back(attempt)
         if batch is None:  # a receipt that came twice, or after its loss was reported
             return
-        untouched = not any(receipts)
+        untouched = not any(receipts) and attempt not in self._yielding
+        self._yielding.discard(attempt)
         for job, receipt in zip(batch.jobs, receipts, strict=True):
             if isinstance(job, UndoJob):
                 self._undoing.back(job, receipt)
@@ -364,6 +366,7 @@ class Coordinator(Barriers):
 
         if tripped := self._lanes.judge(batch, receipts):
             self._out.append(Yield(tripped))
+            self._yielding.update(tripped)
 
     def _lose(self, job: Job, reason: str) -> None:
         if not isinstance(job, UndoJob) and (job.node in self._flow.failed or self._is_late(job)):
