@@ -3,7 +3,7 @@
 from parflow.api.branches import call, expand, quorum, race, settle, switch, when
 from parflow.api.datasets import Dataset
 from parflow.api.lazy import Value
-from parflow.api.mending import accept, redrive
+from parflow.api.mending import accept, compensate, redrive
 from parflow.api.runs import Missing, Records, Run, open_run
 from parflow.api.sources import from_dask, items, read_csv, read_files, read_jsonl, read_lines, read_parquet
 from parflow.api.starting import resume
@@ -82,6 +82,7 @@ __all__ = [
     "once",
     # look and go on
     "accept",
+    "compensate",
     "open_run",
     "redrive",
     "resume",

@@ -296,15 +296,23 @@ def cancel(name: str, now: bool, compensate: bool, wait: bool, home: str | None,
     """
     with _errors(debug):
         from parflow.api.runs import open_run
-        from parflow.views.words import done_line
+        from parflow.views.words import done_line, undone_line
 
-        cancelled = open_run(name, home).cancel(now=now, compensate=compensate, wait=wait)
+        opened = open_run(name, home)
+        if compensate and opened.status in ("failed", "stopped", "lost"):
+            from parflow.api.mending import compensate as undo
+
+            cancelled = undo(name, home=home, wait=True, progress=False)
+        else:
+            cancelled = opened.cancel(now=now, compensate=compensate, wait=wait)
         status = cancelled.status
         if as_json:
             stages = cancelled.state.stages
             chunks = [chunk for stage in stages for chunk in stage.chunks]
             done = sum(not chunk.pending for chunk in chunks)
             _say_json({"run_id": cancelled.run_id, "status": status, "chunks": len(chunks), "done": done})
+        elif compensate:
+            click.echo(f"run {cancelled.run_id}: {status}; {undone_line(cancelled)}")
         elif status == "cancelled":
             click.echo(f"run {cancelled.run_id}: cancelled; {done_line(cancelled)}")
         else:

@@ -11,7 +11,7 @@ from typing import Any
 from parflow.api.changes import check_inputs
 from parflow.api.runs import Run, find, home_folder
 from parflow.api.starting import Given, go_on
-from parflow.core.entries import Accepted, Entry, Redone, Redriven
+from parflow.core.entries import Accepted, Compensating, Entry, Redone, Redriven
 from parflow.core.history import RunState
 from parflow.core.plan import Stage
 from parflow.core.state import StageState
@@ -214,6 +214,67 @@ def accept(
             state.apply(entry)
         check_inputs(row.run_id, state)
         return [*found]
+
+    given = Given(None, None, None, None)
+    return go_on(where, row, journal, given, entries, cluster=cluster, workers=workers, wait=wait, progress=progress)
+
+
+def compensate(
+    name: str = "last",
+    *,
+    workers: int | None = None,
+    cluster: Any = "local",
+    home: str | os.PathLike[str] | None = None,
+    wait: bool = True,
+    progress: bool | None = None,
+) -> Run:
+    """Undo all that a run did that is over without a result, the newest first, each once; it can't go on afterwards.
+
+    What is undone is what compensable steps did (`task(compensate=…)`). A process that dies meanwhile is replaced by
+    `resume`, which goes on undoing. What can't be undone is among `Run.failures`, and the run has then ended
+    ``compensation_failed``; `resume` tries it once more.
+
+    Parameters
+    ----------
+    name : str
+        The run's name, a beginning of it, or "last".
+    workers, cluster, home, wait, progress
+        As for `resume`.
+
+    Returns
+    -------
+    Run
+        The same run, cancelled in the end.
+
+    Raises
+    ------
+    ResumeError
+        When it succeeded, or was undone before.
+    RunOwnedError
+        When its process is alive: `Run.cancel` asks that one.
+
+    Examples
+    --------
+    >>> import parflow as pf, tempfile
+    >>> from pathlib import Path
+    >>> home, paid = tempfile.mkdtemp(), Path(tempfile.mkdtemp(), "paid")
+    >>> pay = pf.task(compensate=lambda _: paid.unlink())(lambda number: paid.touch() or number)
+    >>> paid_one = pf.items([1]).map(pay).reduce(pf.count())
+    >>> graph = pf.call(lambda count: 1 // (count - 1), paid_one)
+    >>> graph.run(home=home, isolation="inline").status, paid.exists()
+    ('failed', True)
+    >>> pf.compensate(home=home).status, paid.exists()
+    ('cancelled', False)
+    """
+    where = home_folder(home)
+    row, journal = find(where, name)
+
+    def entries(state: RunState) -> list[Entry]:
+        if state.status == "succeeded":
+            raise ResumeError(f"run {row.run_id} has succeeded: what it did stands")
+        entry = Compensating("cancelled", "RunCancelledError", (row.run_id,))
+        state.apply(entry)
+        return [entry]
 
     given = Given(None, None, None, None)
     return go_on(where, row, journal, given, entries, cluster=cluster, workers=workers, wait=wait, progress=progress)

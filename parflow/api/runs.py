@@ -307,7 +307,7 @@ class Run:
         now : bool
             Abandon the records in hand instead.
         compensate : bool
-            Ask for what was done to be undone, too.
+            Undo what was done, too: a run that nobody runs is undone by `compensate` instead.
         wait : bool
             Wait for the run's end.
 
@@ -334,7 +334,7 @@ class Run:
         else:
             status = self._cancel_elsewhere({"now": now, "compensate": compensate}, wait=wait)
             self._executor, self._loaded = None, None  # the journal knows better now
-        if status != "cancelled":
+        if status not in ("cancelled", "compensation_failed"):
             raise UsageError(f"run {self.run_id} has ended already ({status}): there is nothing to cancel")
         return self
 
@@ -351,6 +351,10 @@ class Run:
                 if status not in ("running", "stopped", "lost"):
                     return status
                 with suppress(FencedError, RunOwnedError):  # another owner came between: look again
+                    if status != "running" and request["compensate"]:
+                        raise UsageError(
+                            f"nobody runs {self.run_id} any more: pf.compensate({self.run_id!r}) undoes what it did"
+                        )
                     if status != "running":
                         _end_as_cancelled(journal, self.run_id)
                     elif epoch != asked:

@@ -20,7 +20,6 @@ from parflow.core.rules import Overrides
 from parflow.errors import ResumeError, UsageError
 from parflow.model import nbytes, seconds
 from parflow.policies import Retry, Tolerance
-from parflow.runtime.code import dumps
 from parflow.runtime.executor import Executor, Options
 from parflow.runtime.program import Program, fetch, keep
 from parflow.runtime.session import SESSIONS
@@ -60,6 +59,8 @@ def start(
     Tolerance(max_failures)
     options = replace(_options(timeout, memory, isolation, slice), grace=seconds(grace), compensate=compensate)
     if retry is not None:
+        from parflow.runtime.code import dumps
+
         options = replace(options, retry=base64.b64encode(dumps(Overrides.of(retry))).decode("ascii"))
     workers = _workers(workers)
     where = home_folder(home)

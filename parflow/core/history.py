@@ -47,6 +47,7 @@ class RunState:
     breakers: dict[tuple[int, str], str] = field(default_factory=dict)
     trips: int = 0
     compensating: Compensating | None = None
+    undone: int = 0
     stuck: list[Failure] = field(default_factory=list)  # what could not be undone
     status: Status = "running"
     ended: RunEnded | None = None
@@ -75,6 +76,7 @@ class RunState:
                 self.compensating = entry
             case Undone():
                 self.stuck += entry.failures
+                self.undone += not entry.failures
                 if entry.unit >= 0:
                     self.stages[entry.unit].owed.pop(entry.key, None)
             case Turned():

@@ -126,6 +126,13 @@ def _cut_line(stage: StageState, output: int) -> str:
     return f"    {stage.facts.outputs[output]} opened at its deadline with {cut.share:.0%} of the input; {left}"
 
 
+def undone_line(run: Run) -> str:
+    """Say what was undone of a run."""
+    state = run.state
+    stands = f"; {counted(len(state.stuck), 'effect')} still there: parflow failures {run.run_id}" if state.stuck else ""
+    return f"what it did is undone: {counted(state.undone, 'effect')}{stands}"
+
+
 def _attempt_lines(state: RunState) -> list[str]:
     retried: dict[str, int] = {}
     for stage in state.stages:

@@ -184,3 +184,21 @@ def total(count: int) -> Any:
     """Sum up numbers, and count them; each takes its time."""
     numbers = pf.items(range(count), chunk_records=20).map(slowly)
     return numbers.reduce(pf.sum()), numbers.reduce(pf.count())
+
+
+@pf.workflow
+def paying(count: int, log: str, gate: str) -> Any:
+    """Pay for each number, and then fail. Paying back is slow when there is a gate."""
+
+    def back(number: int) -> None:
+        note(log, f"back-{number}")
+        if os.path.exists(gate):
+            time.sleep(0.02)
+
+    @pf.task(compensate=back, in_doubt="retry")
+    def pay(number: int) -> int:
+        note(log, f"pay-{number}")
+        return number
+
+    paid = pf.items(range(count), chunk_records=4).map(pay).reduce(pf.count())
+    return pf.call(lambda total: 1 // (total - total), paid)
