@@ -24,7 +24,7 @@ def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_there_are_blocks_to_run() -> None:
-    assert len(PYTHON) == 2
+    assert len(PYTHON) == 3
     assert len(PYTHON[0].strip().splitlines()) <= 26
     assert len(SHELL) == 8
 
@@ -34,6 +34,11 @@ def test_the_python_block_counts_its_words_and_sets_the_broken_file_aside(tmp_pa
     out = run([sys.executable, "readme.py"], tmp_path).stdout.splitlines()
     assert out[0].startswith("{'be': 2, 'to': 2, 'is': 1")
     assert "not utf-8" in out[1]
+
+
+def test_the_block_on_failures_undoes_what_failed_and_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "failures.py").write_text(PYTHON[2])
+    assert run([sys.executable, "failures.py"], tmp_path).stdout == "2 nobody lives there\n"
 
 
 def test_the_python_block_runs_again_in_the_same_folder(tmp_path: Path) -> None:
