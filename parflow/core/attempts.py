@@ -43,7 +43,7 @@ def judge(rules: Rules, piece: Piece, failure: Failure | None, key: str) -> tupl
     delay = _delay(retry, failure, attempts, key)
     if delay is not None:
         return None, tried, delay
-    if retry is None and not piece.alone and failure.cause != "timeout":
+    if not _covers(retry, failure) and not piece.alone and failure.cause != "timeout":
         return None, tried, 0.0  # it may have been chance: only a record that is alone is condemned
     return replace(failure, attempts=len(tried), earlier=tuple(line for _, line in tried[:-1])), tried, 0.0
 
@@ -52,7 +52,7 @@ def next_call(rules: Rules, job: CallJob, failure: Failure, key: str) -> tuple[C
     """Return the next attempt at a call that ended its child, and the seconds before it; None to give it up."""
     retry = rules.retries.get(failure.step)
     delay = _delay(retry, failure, len(job.earlier) + 1, key)
-    if delay is None and (retry is not None or job.alone or failure.cause == "timeout"):
+    if delay is None and (_covers(retry, failure) or job.alone or failure.cause == "timeout"):
         return None
     return CallJob(job.call, job.task, alone=True, earlier=(*job.earlier, _line(failure))), delay or 0.0
 
@@ -91,9 +91,13 @@ def _line(failure: Failure) -> str:
     return f"{failure.error}: {failure.message}"
 
 
+def _covers(retry: Retry | None, failure: Failure) -> bool:
+    return retry is not None and retry.names(failure.bases)
+
+
 def _delay(retry: Retry | None, failure: Failure, attempts: int, key: str) -> float | None:
     """Return the seconds before the next attempt at what ended its child so often; None when there is to be none."""
-    if retry is None or not retry.names(failure.bases):
+    if retry is None or not _covers(retry, failure):
         return None
     waited = sum(retry.delay(attempt, key) for attempt in range(1, attempts))
     return retry.after(attempts, waited, key)

@@ -58,6 +58,8 @@ class What:
         was = held.effect
         if was.stands:
             return False
+        if was.state == "undoing" and was.in_doubt == "retry":  # its undoing is made again, by whoever sets the record aside
+            raise UndoneError(was.name, was.reason or "its undoing was cut off")
         if was.state == "undoing" or (was.doubtful and self.effect.in_doubt == "stop"):
             raise doubt(was)
         generation = was.generation

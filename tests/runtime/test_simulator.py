@@ -288,7 +288,7 @@ def test_a_crowd_that_is_cancelled_with_a_loser_is_caught(
 
     monkeypatch.setattr(Coordinator, "_drop", cruel)
     monkeypatch.setattr(Coordinator, "_requeue", lambda self, job: None if dropping else requeue(self, job))
-    assert "a run never stands still" in caught(capsys, 1000)
+    assert "a run never stands still" in caught(capsys, 2500)
 
 
 def test_a_grown_graph_with_wrong_numbers_is_caught(

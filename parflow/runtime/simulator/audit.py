@@ -24,6 +24,7 @@ from parflow.core.entries import (
 )
 from parflow.core.history import RunState
 from parflow.core.lanes import lane_of
+from parflow.core.rules import FREE
 from parflow.core.signals import (
     Append,
     BatchLost,
@@ -280,6 +281,7 @@ class Audit:
         must(submit.attempt not in self.open and submit.jobs, "an attempt is new and has something to do", submit)
         self.open[submit.attempt] = submit
         must(len(self.open) <= self.world.window * self.slots, "the window is kept", submit)
+        self._policies(submit)
         self.flying.update(map(_identity, submit.jobs))
         must(max(self.flying.values()) == 1, "a job is in flight once", submit)
         for job in submit.jobs:
@@ -295,6 +297,18 @@ class Audit:
             elif isinstance(job, ChunkJob):
                 self._chunk(job)
 
+    def _policies(self, submit: Submit) -> None:
+        lane = lane_of(submit.jobs[0])
+        rules = FREE if lane[1] else self.world.rules_of(submit.unit)
+        flying = [other for other in self.open.values() if lane_of(other.jobs[0]) == lane]
+        must(rules.limit is None or len(flying) <= rules.limit, "a limit is kept", submit)
+        work = [other for other in self.open.values() if other.unit >= 0 and not lane_of(other.jobs[0])[1]]
+        must(not rules.rated or sum(other.share for other in work) <= 1 + 1e-6, "a rate is shared out once", submit)
+        stands = self.state.breakers.get((submit.unit, "read"), "closed") if rules.breakers else "closed"
+        must(stands != "open", "nothing runs of a step whose breaker is open", submit)
+        must(submit.probe == (stands == "probing"), "a breaker that probes lets one batch through", submit)
+        must(sum(other.probe for other in flying) <= 1, "one batch proves a breaker at a time", submit)
+
     def _chunk(self, job: ChunkJob) -> None:
         piece, stage = job.piece, self.state.stages[job.stage]
         must(stage.pending.get((piece.chunk, piece.first)) == piece, "only what is pending is run", job)
@@ -304,7 +318,7 @@ class Audit:
         wanted = self.branches.wanted - self.branches.failed
         largest = max((weight for (number, _), weight in self.unsent.items() if number in wanted), default=0)
         if weight := self.unsent.pop((job.stage, piece.chunk), None):
-            must(weight == largest, "the largest chunk is begun first", job)
+            must(weight == largest or self.world.rules is not FREE, "the largest chunk is begun first", job)
 
     def _merge(self, job: MergeJob) -> None:
         stage, fan_in, first = self.state.stages[job.stage], self.world.fan_in, job.index * self.world.fan_in

@@ -5,7 +5,9 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
+from parflow.core.rules import FREE, Rules
 from parflow.model import Address, CallKind
+from parflow.policies import Breaker, Retry
 from parflow.runtime.simulator.truth import Truth
 from parflow.runtime.simulator.world import FATES, Faults, VirtualCall, VirtualGraph, VirtualRecord, VirtualStage, World
 
@@ -20,7 +22,7 @@ def random_world(seed: int) -> World:
     """Return a small world of any shape: stages that have nothing to do with each other, or a graph of stages and calls."""
     rng = random.Random(seed)  # noqa: S311 - chance to repeat, not to keep a secret
     tolerated = rng.choice((0, 1, 0.05, 1000))
-    settings = World((), rng.randint(1, 4), rng.randint(2, 4), tolerated, slice=rng.choice((0.5, 10.0)))
+    settings = World((), rng.randint(1, 4), rng.randint(2, 4), tolerated, slice=rng.choice((0.5, 10.0)), rules=_rules(seed))
     if rng.random() < 0.35:
         made = _Maker(rng, 0.15)
         for _ in range(rng.choice((1, 1, 2, 3))):
@@ -31,6 +33,18 @@ def random_world(seed: int) -> World:
         world = replace(settings, stages=graph.stages, calls=graph.calls, targets=graph.results)
         if not Truth(world).lost or rng.random() >= MOSTLY:
             return world
+
+
+def _rules(seed: int) -> Rules:
+    rng = random.Random(f"rules {seed}")  # noqa: S311
+    if rng.random() < 0.5:
+        return FREE
+    named = rng.choice(("Error", "OtherError"))
+    retry = Retry(rng.randint(2, 4), wait=rng.choice((0, 0.5)), on=named)  # with one attempt a crash by chance costs a record
+    retries = {"read": retry} if rng.random() < 0.5 else {}
+    breakers = {"read": Breaker(rng.choice((0.5, 1.0)), rng.randint(1, 9), reset=2)} if rng.random() < 0.5 else {}
+    rated = frozenset({"read"}) if rng.random() < 0.3 else frozenset[str]()
+    return Rules(retries, {}, breakers, rng.choice((None, None, 1, 2)), rated)
 
 
 def random_faults(seed: int) -> Faults:

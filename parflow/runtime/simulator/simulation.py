@@ -25,6 +25,8 @@ from parflow.core.signals import (
     List,
     Listed,
     Publish,
+    Rang,
+    Ring,
     SinkPublished,
     SlotsChanged,
     Stimulus,
@@ -181,7 +183,7 @@ class Simulation:
         self.buffer.clear()
         self.journal.append(encode(Owned(self.epoch, "simulator", max_failures)))
         entries = [decode(*entry) for entry in self.journal]
-        self.coordinator = Coordinator("run", fold(entries), window=self.world.window)
+        self.coordinator = Coordinator("run", fold(entries), window=self.world.window, rules=self.world.rules_of)
         found = {key: receipt for key, receipt in self.store.found.items() if self._is_pending(*key)}
         self.cast = Cast(self.world, self.store.read)
         for entry in entries:
@@ -253,6 +255,8 @@ class Simulation:
                     batch.yielding |= batch.submit.attempt in attempts
             case Cancel(attempts):
                 self._cancel(attempts)
+            case Ring(bell, seconds):
+                self._later(seconds, partial(self._tell, Rang(bell)))
             case Publish(stage, output):
                 self._later(0.1, partial(self._publish, stage, output))
 

@@ -10,6 +10,7 @@ from parflow.core.signals import Submit
 from parflow.model import (
     CallJob,
     ChunkJob,
+    Counts,
     Cursor,
     Failure,
     Growth,
@@ -120,7 +121,7 @@ class Workers:
     def _fails(self, key: object, fate: Fate, name: str, step: str) -> Failure | None:
         cause = "crash" if fate == "crashes once" and key not in self.crashed else CAUSES.get(fate)
         self.crashed.add(key)
-        return Failure(name, step, cause, "Error", "no") if cause else None
+        return Failure(name, step, cause, "Error", "no", ("virtual.Error",)) if cause else None
 
     def _merge(self, job: MergeJob, cast: Cast) -> Receipt:
         place, data = cast.stages[job.stage], self.store.read_all(job.inputs)
@@ -166,7 +167,7 @@ class Workers:
             if failure is None:
                 done.append(name)
                 continue
-            failure = Failure(name, "read", failure.cause, "Error", "no", chunk=piece.chunk, ordinal=ordinal)
+            failure = Failure(name, "read", failure.cause, "Error", "no", failure.bases, chunk=piece.chunk, ordinal=ordinal)
             if failure.cause != "exception":
                 return Receipt("died", Cursor(ordinal, 0, ordinal), failure=failure)
             failures.append(failure)
@@ -201,6 +202,7 @@ class Workers:
             failures=self.store.keep(pickle.dumps(failures)) if failures else None,
             failure=failures[0] if failures else None,
             tally=Tally(len(names) + len(failures), len(failures), len(names), self.now() - begun),
+            steps={"read": Counts(len(failures), 0, len(names) + len(failures), len(failures))},
             encodings={"utf-8": len(names)} if names else {},
             started=begun,
         )

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from parflow.core.rules import FREE, Rules
 from parflow.model import Address, CallFacts, CallKind, Cause, GraphFacts, StageFacts, TaskFacts
 
 Fate = Literal["ok", "raises", "crashes", "crashes once", "hangs", "memory"]
@@ -118,6 +119,8 @@ class World:
         Batches in flight for each slot.
     targets : tuple
         What is wanted; every output of every stage, if nothing is said.
+    rules : Rules
+        Policies of each stage, whose one step is ``read``; of calls only the limit holds.
     """
 
     stages: tuple[VirtualStage, ...] = ()
@@ -129,6 +132,11 @@ class World:
     window: int = 2
     calls: tuple[VirtualCall, ...] = ()
     targets: tuple[Address, ...] = ()
+    rules: Rules = FREE
+
+    def rules_of(self, unit: int) -> Rules:
+        """Return the policies of a stage, or of a task's calls."""
+        return self.rules if unit >= 0 or self.rules is FREE else Rules(limit=self.rules.limit)
 
     @property
     def graph(self) -> VirtualGraph:
