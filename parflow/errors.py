@@ -349,7 +349,7 @@ class UndoFailedError(RecordError):
 class InDoubt(Exception):  # noqa: N818 - it says what is the matter
     """Raised in a function that `once` calls, when it can't tell whether it had its effect.
 
-    Any other exception says that nothing was done, and that it may be tried again.
+    Any other exception says that nothing was done, and that it may be tried again. With ``in_doubt="retry"`` so does this one.
 
     Examples
     --------

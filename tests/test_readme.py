@@ -55,6 +55,12 @@ def test_the_block_of_calls_and_decisions_stays_quiet_and_writes_what_it_centred
     assert len(rows) == 4
 
 
+def test_the_program_on_the_page_of_effects_says_what_it_says_there(tmp_path: Path) -> None:
+    (program,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs/effects.md").read_text(), re.MULTILINE | re.DOTALL)
+    (tmp_path / "sell.py").write_text(program)
+    assert run([sys.executable, "sell.py"], tmp_path).stdout == "2 shipped, 2 charged\nnobody lives there\n"
+
+
 def test_the_shell_commands_of_parflow_run_in_their_order(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
     (tmp_path / "texts" / "deep").mkdir(parents=True)

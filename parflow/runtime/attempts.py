@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 from parflow.core.rules import Overrides
+from parflow.errors import EffectInDoubtError, UndoneError
 from parflow.model import Counts
 from parflow.nodes import Task
 from parflow.policies import Retry
@@ -21,6 +22,8 @@ from parflow.runtime.here import TRIES
 from parflow.runtime.marker import CALL, OFFSET, ORDINAL, STEP, STOP, WAITING, YIELD, Marker
 
 _TRIED = "_parflow_tried"
+FINAL = (MemoryError, EffectInDoubtError, UndoneError)
+"""What another attempt in the same child can't help."""
 
 
 class Unproven(BaseException):
@@ -189,7 +192,7 @@ class Attempts:
             raise Unproven from error
         attempt = before + len(errors) + 1
         delay = None
-        if self.retry is not None and not isinstance(error, MemoryError) and self.retry.wants(error):
+        if self.retry is not None and not isinstance(error, FINAL) and self.retry.wants(error):
             delay = self.retry.after(attempt, spent, f"{self.name}/{self.marker[ORDINAL]}/{self.marker[OFFSET]}", asked(error))
         if delay is None:
             remember(error, attempt, tuple(errors))

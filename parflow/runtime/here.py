@@ -31,6 +31,9 @@ TRIES: ContextVar[int] = ContextVar("parflow_tries", default=0)
 """How often this child has tried the call in hand before."""
 
 
+_NONE = [-1, 0]
+
+
 class Call(NamedTuple):
     """Which call of which step is in hand: of the record at a place, the ``nth`` (from 0) that a flat_map made of it."""
 
@@ -53,7 +56,7 @@ class Site:
     marker: Marker
     job: ChunkJob | CallJob | UndoJob
     code: Any
-    nth: dict[int, tuple[int, int]] = field(default_factory=dict)
+    nth: dict[int, list[int]] = field(default_factory=dict)
     asked: set[tuple[str, int]] = field(default_factory=set)
 
     @property
@@ -82,17 +85,8 @@ class Site:
         if flying is not None:
             return flying
         step, place = self.marker[STEP], take(self.marker)
-        ordinal, nth = self.nth.get(step, (-1, 0))
+        ordinal, nth = self.nth.get(step, _NONE)
         return Call(step, place, nth if ordinal == place[0] else 0)
-
-    def count(self, step: int) -> int:
-        """Count one more call of a step, unless it's the same once more; returns how many the record had before."""
-        ordinal, nth = self.nth.get(step, (-1, 0))
-        if not TRIES.get():
-            here = self.marker[ORDINAL]
-            nth = nth + 1 if ordinal == here else 0
-            self.nth[step] = (here, nth)
-        return nth
 
     def label(self, step: int) -> str:
         """Name a step."""
@@ -201,21 +195,38 @@ def ancestors(stage: Stage, index: int) -> Iterator[int]:
 
 def _counted(function: Callable[[Any], Any], number: int, here: Site) -> Callable[[Any], Any]:
     """Count the calls for each record: their order is the same in every attempt."""
+    count = _counter(number, here)
 
     def call(record: Any) -> Any:
-        here.count(number)
+        count()
         return function(record)
 
     return call
 
 
+def _counter(number: int, here: Site) -> Callable[[], None]:
+    """Count one more call of a step for the record in hand, unless it's the same once more."""
+    marker, tries, seen = here.marker, TRIES.get, here.nth.setdefault(number, [-1, 0])
+
+    def count() -> None:
+        ordinal = marker[ORDINAL]
+        if seen[0] != ordinal:
+            seen[:] = ordinal, 0
+        elif not tries():
+            seen[1] += 1
+
+    return count
+
+
 def _flying(function: Callable[[Any], Any], number: int, here: Site, *, certain: bool) -> Callable[[Any], Any]:
     """Keep with a coroutine which call it is, as the marker has it when it begins."""
+    count = _counter(number, here)
 
     async def call(record: Any) -> Any:
         if _FLYING.get() is None:
+            count()
             place = (*take(here.marker)[:3], 0 if certain else GUESS)
-            _FLYING.set(Call(number, place, here.count(number)))
+            _FLYING.set(Call(number, place, here.nth[number][1]))
         made = function(record)
         return [one async for one in made] if hasattr(made, "__aiter__") else await made
 

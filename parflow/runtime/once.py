@@ -80,6 +80,9 @@ class What:
             yield
         except InDoubt as error:
             held.write("doubt", reason=f"its function says that it doesn't know: {error}")
+            if held.effect.in_doubt == "retry":  # then it's an exception like any other: a retry may want it
+                self.released()
+                raise
             raise doubt(held.effect) from error
         except Exception as error:
             held.write("released", reason=_said(error))

@@ -575,6 +575,62 @@ def test_a_step_whose_child_dies_within_is_in_doubt_or_made_again(tmp_path: Path
             assert sorted(lines.values()) == [1, 1, 1, 2]
 
 
+def test_what_raises_is_tried_again_as_its_task_says_and_under_one_key(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+
+    def flaky(n: int) -> int:
+        note(log, n, pf.context().attempt, pf.context().idempotency_key)
+        if pf.context().attempt < 3:
+            raise ConnectionError("busy")
+        return n
+
+    for name, step in {
+        "once": pf.task(retry=pf.Retry(3, wait=0))(lambda n: pf.once(flaky, n)),
+        "compensable": pf.task(retry=pf.Retry(3, wait=0), compensate=bool)(flaky),
+    }.items():
+        log.unlink(missing_ok=True)
+        assert [*finished(numbers(4).map(step)).result()] == [0, 1, 2, 3], name
+        lines = [line.split() for line in noted(log)]
+        assert Counter((n, attempt) for n, attempt, _ in lines) == {(str(n), str(a)): 1 for n in range(4) for a in (1, 2, 3)}
+        assert len({key for _, _, key in lines}) == 4
+
+
+@pytest.mark.parametrize("way", ["stop", "retry"])
+def test_what_is_in_doubt_is_tried_again_only_where_that_does_no_harm(tmp_path: Path, way: Any) -> None:
+    log = tmp_path / "log"
+
+    @pf.task(retry=pf.Retry(3, wait=0), compensate=bool, in_doubt=way)
+    def charge(n: int) -> int:
+        note(log, n)
+        if len(noted(log)) < 3:
+            raise pf.InDoubt("no answer")
+        return n
+
+    run = finished(numbers(1).map(charge))
+    if way == "retry":
+        assert ([*run.result()], noted(log)) == ([0], ["0", "0", "0"])
+    else:
+        (failure,) = run.dead_letters()
+        assert (failure.error, failure.attempts, noted(log)) == ("EffectInDoubtError", 1, ["0"])
+
+
+def test_a_call_that_takes_too_long_is_in_doubt_and_what_was_done_before_is_undone(tmp_path: Path, home: Path) -> None:
+    log = tmp_path / "log"
+
+    @pf.task(timeout=0.3, compensate=bool)
+    def reserve(n: int) -> int:
+        if n == 1:
+            threading.Event().wait(60)
+        return n
+
+    run = finished(numbers(3).map(charged(log)).map(reserve))
+    (failure,) = run.dead_letters()
+    assert (failure.record, failure.cause) == ("items[1]", "timeout")
+    assert "'reserve' may have been done or not: it was ended by Late" in failure.message
+    assert [line for line in noted(log) if line.startswith("refund")] == ["refund 1"]
+    assert ("doubt", "items[1]") in stands(home, run)
+
+
 def test_calls_that_can_be_undone_are_made_once(tmp_path: Path, home: Path) -> None:
     log, flag = tmp_path / "log", tmp_path / "flag"
 
