@@ -138,7 +138,12 @@ class Chaos:
         return Storm(self, lambda: _of_hands(executor.hands))
 
     def survive(
-        self, flow: str, *, workers: int | None = None, home: str | os.PathLike[str] | None = None, **arguments: object
+        self,
+        flow: str,
+        *options: str,
+        workers: int | None = None,
+        home: str | os.PathLike[str] | None = None,
+        **arguments: object,
     ) -> Survived:
         r"""Run a workflow in a process of its own, with chaos, and resume it until it has ended by itself.
 
@@ -146,12 +151,14 @@ class Chaos:
         ----------
         flow : str
             ``file.py``, ``file.py:name`` or ``module:name``, as for ``parflow run``.
+        *options : str
+            Words that have no value, such as ``"--compensate"``.
         workers : int, optional
             Slots of the local cluster.
         home : path-like, optional
             Where journal and results are.
         arguments
-            The workflow's own, and the other options of ``parflow run``, such as ``max_failures=1``.
+            The workflow's own, and the options of ``parflow run`` that have a value, such as ``max_failures=1``.
 
         Returns
         -------
@@ -177,7 +184,8 @@ class Chaos:
         """
         place = home_folder(home)
         slots = ["--workers", str(workers)] if workers is not None else []
-        words = [word for name, value in arguments.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+        words = [*options]
+        words += [word for name, value in arguments.items() for word in (f"--{name.replace('_', '-')}", str(value))]
         program = _Program(place, slots)
         with Storm(self, program.processes) as storm:
             code = program.live(["run", flow, *words])
