@@ -74,6 +74,8 @@ LIST_BLOCK = 1000
 LIST_SECONDS = 0.1
 TICK = 1.0
 NO_WORKERS_SECONDS = 60.0
+NOBODY = (ClusterLostError.__name__, ResourcesMissingError.__name__)
+"""Errors after which what is in flight will not come back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,9 +192,9 @@ class Executor:
                 stimulus = self._next()
                 if stimulus is not None:
                     self._obey(self.coordinator.handle(stimulus))
-                if isinstance(stimulus, Broke) and stimulus.error == ClusterLostError.__name__:
-                    for attempt in [*self.coordinator.inflight]:  # nobody is left to send them back
-                        self._obey(self.coordinator.handle(BatchLost(attempt, "its cluster is gone")))
+                if isinstance(stimulus, Broke) and stimulus.error in NOBODY:
+                    for attempt in [*self.coordinator.inflight]:  # nobody is there to send them back
+                        self._obey(self.coordinator.handle(BatchLost(attempt, "nobody can run it")))
                 if time.monotonic() - looked > TICK:
                     self._tick()
                     looked = time.monotonic()

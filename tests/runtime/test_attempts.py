@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ import pytest
 import parflow as pf
 from parflow.core.entries import Accepted, Turned, decode
 from parflow.core.history import RunState
-from parflow.errors import CallFailedError, ResumeError, TooManyFailuresError, UsageError
+from parflow.errors import CallFailedError, ResourcesMissingError, ResumeError, TooManyFailuresError, UsageError
 from parflow.model import Counts
+from parflow.runtime import executor
 from parflow.storage.journal import Journal
 
 
@@ -411,3 +412,37 @@ def test_failed_again_is_redriven_again(tmp_path: Path, gate: Path, log: Path) -
 def test_counts_are_added_and_taken_away() -> None:
     assert Counts(1, 2, 3, 4) + Counts(1) - Counts(2, 1) == Counts(0, 1, 3, 4)
     assert RunState().tally.records == 0
+
+
+# --- resources --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def one_gpu() -> Iterator[Any]:
+    from distributed import Client, LocalCluster
+
+    shape = {"n_workers": 1, "threads_per_worker": 2, "processes": False, "dashboard_address": None}
+    with LocalCluster(resources={"GPU": 1}, **shape) as cluster, Client(cluster) as client:
+        yield client
+
+
+def test_a_step_takes_the_resources_that_it_asks_for(tmp_path: Path, one_gpu: Any) -> None:
+    def work(number: int) -> int:
+        mine = tmp_path / f"{os.getpid()}-{number}"
+        mine.touch()
+        together = len(list(tmp_path.glob("*-*")))
+        time.sleep(0.005)
+        mine.unlink()
+        return together
+
+    crowd = pf.items(range(12), chunk_records=1).map(pf.task(resources={"GPU": 1})(work)).reduce(pf.max())
+    assert crowd.run(cluster=one_gpu).result() == 1
+
+
+def test_resources_that_no_worker_has_end_the_run_with_words(one_gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executor, "NO_WORKERS_SECONDS", 0.1)
+    greedy = pf.items([1]).map(pf.task(resources={"GPU": 2, "TPU": 1})(abs)).reduce(pf.sum())
+    with pytest.raises(ResourcesMissingError, match="no worker has GPU=2 TPU=1"):
+        greedy.run(cluster=one_gpu).result()
+    with pytest.raises(ResourcesMissingError, match="no worker has GPU=2 TPU=1"):
+        greedy.run(workers=1).result()
