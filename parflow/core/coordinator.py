@@ -119,6 +119,7 @@ class Coordinator(Barriers):
         self.finished = False
         self._targets = targets
         self._undoing = Undoing(run_id, state, lanes, self._append, self._survey)
+        self._owing = 0  # records whose undoing waits until it's durable that they failed
         self._losses: dict[Job, int] = {}
         self._yielding: set[str] = set()  # batches that were asked to come back, and may do so untouched
         self._alone = False  # there is no cluster any more
@@ -241,7 +242,12 @@ class Coordinator(Barriers):
             if self.compensate and all(isinstance(submit.jobs[0], UndoJob) for submit in self.inflight.values()):
                 self._undoing.begin(self.ending)
             self._out += self._lanes.fill(UNDOING)
-        if self.ending is not None and not self.inflight and not self.finished and not (self._may_undo and self._undoing.busy):
+        if (
+            self.ending is not None
+            and not self.inflight
+            and not self.finished
+            and not (self._may_undo and (self._undoing.busy or self._settling))
+        ):
             if self.state.ended is None:
                 self.ending = self._undoing.ended(self.ending)
                 self._append(self.ending)
@@ -258,6 +264,15 @@ class Coordinator(Barriers):
     def _may_undo(self) -> bool:
         """Whether the run ends as nobody wanted it, with workers that can undo what it did."""
         return self.ending is not None and self.ending.status in ("failed", "cancelled") and not self._alone
+
+    @property
+    def _undoes(self) -> bool:
+        """Whether something is left to be undone, or may be once what was decided is durable."""
+        return self._may_undo and (self._undoing.busy or self._owing > 0)
+
+    def _owe(self, number: int, record: str) -> None:
+        self._owing -= 1
+        self._undoing.owe(number, record)
 
     def _begin(self, node: int) -> None:
         """Start a node whose needs are there."""
@@ -419,7 +434,8 @@ class Coordinator(Barriers):
         undo = record_key(number, stage.chunks[piece.chunk].chunk, at) if dead else ""
         self._append(PieceEnded(number, piece, rest, committed, failure, undo))
         if undo:
-            self._then(partial(self._undoing.owe, number, undo))
+            self._owing += 1
+            self._then(partial(self._owe, number, undo))
         if not stage.chunks[piece.chunk].pending:
             self._then(partial(self._trees.chunk_ready, number, piece.chunk))
         self._then(partial(self._look, number))

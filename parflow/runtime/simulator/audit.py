@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 from parflow.core.coordinator import Coordinator
 from parflow.core.entries import (
@@ -19,6 +19,7 @@ from parflow.core.entries import (
     PieceEnded,
     Published,
     RunEnded,
+    Undone,
     decode,
     encode,
 )
@@ -42,12 +43,13 @@ from parflow.core.signals import (
     Submit,
     Yield,
 )
-from parflow.model import CallJob, ChunkJob, Cursor, Job, MergeJob, Piece, Receipt, Ref, UndoJob
+from parflow.model import CallJob, ChunkJob, Cursor, Job, MergeJob, Piece, Receipt, UndoJob, record_key
 from parflow.policies import Tolerance
 from parflow.runtime.simulator.branches import Branches
 from parflow.runtime.simulator.rules import must, span_of
 from parflow.runtime.simulator.truth import Cast, Named
 from parflow.runtime.simulator.wants import Key, Wants
+from parflow.runtime.simulator.workers import Store
 from parflow.runtime.simulator.world import CAUSES, World
 
 Found = Mapping[tuple[int, Piece], Receipt]
@@ -68,9 +70,9 @@ class Audit:
         The results in the store that the coordinator was told of.
     """
 
-    def __init__(self, world: World, entries: Iterable[Entry], read: Callable[[Ref], bytes], found: Found) -> None:
-        self.world, self.found = world, found
-        self.cast = Cast(world, read)
+    def __init__(self, world: World, entries: Iterable[Entry], store: Store, found: Found) -> None:
+        self.world, self.found, self.store = world, found, store
+        self.cast = Cast(world, store.read)
         self.state = RunState()
         self.wants = Wants(self.state, self._settled)
         self.branches = Branches(world, self.state, self.wants, self.cast)
@@ -174,6 +176,8 @@ class Audit:
             case BarrierOpened(stage):
                 self._barrier(entry)
                 self.tickets["barrier", stage] = self.ticket
+            case Undone(unit, key):
+                must(key in self.state.stages[unit].owed, "what is owed is undone", entry)
             case Published(stage, output):
                 must(output not in self.state.stages[stage].published, "a sink is published once", entry)
                 self.tickets["published", stage, output] = self.ticket
@@ -271,8 +275,19 @@ class Audit:
         must(not self.live or number in self.branches.wanted, "nothing is done that nobody wants", entry)
         rejected = virtual.inputs.count(None)
         failed = rejected + sum(self.ended[record] for record in records)
+        if self.live and self.world.rules.compensates and not self.state.stuck:
+            for record in records:
+                self._effect(record, entry)
         accepted = self._tolerance.accepts(failed, len(records) + rejected)
         must(accepted and failed == entry.failed, "a barrier opens over tolerated failures only", entry)
+
+    def _effect(self, record: tuple[int, int, int], entry: BarrierOpened) -> None:
+        """See that what was done for a record stands once, or was undone once."""
+        number, chunk, ordinal = record
+        key = record_key(number, self.state.stages[number].chunks[chunk].chunk, Cursor(ordinal, 0, ordinal))
+        wanted = ["done", "undone"] if self.ended[record] else ["done"]
+        found = self.store.effects.get(key)
+        must(found == wanted, "what stands is what succeeded, once", entry, record, found)
 
     # --- jobs -------------------------------------------------------------------------------------------------------------
 
@@ -285,8 +300,9 @@ class Audit:
         self.flying.update(map(_identity, submit.jobs))
         must(max(self.flying.values()) == 1, "a job is in flight once", submit)
         for job in submit.jobs:
-            must(job.node in self.branches.wanted, "nothing runs that nobody wants", job)
-            must(job.node not in self.branches.failed, "nothing runs for who has failed", job)
+            undoes = isinstance(job, UndoJob)
+            must(undoes or job.node in self.branches.wanted, "nothing runs that nobody wants", job)
+            must(undoes or job.node not in self.branches.failed, "nothing runs for who has failed", job)
             must(not job.alone or len(submit.jobs) == 1, "a suspect travels alone", submit)
             must(lane_of(job) == lane_of(submit.jobs[0]), "a batch is of one stage or task", submit)
             must(lane_of(job)[0] == submit.unit, "a batch says whose it is", submit)

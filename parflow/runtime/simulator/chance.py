@@ -44,7 +44,8 @@ def _rules(seed: int) -> Rules:
     retries = {"read": retry} if rng.random() < 0.5 else {}
     breakers = {"read": Breaker(rng.choice((0.5, 1.0)), rng.randint(1, 9), reset=2)} if rng.random() < 0.5 else {}
     rated = frozenset({"read"}) if rng.random() < 0.3 else frozenset[str]()
-    return Rules(retries, {}, breakers, rng.choice((None, None, 1, 2)), rated)
+    limit = rng.choice((None, None, 1, 2))
+    return Rules(retries, {}, breakers, limit, rated, compensates=rng.random() < 0.4)
 
 
 def random_faults(seed: int) -> Faults:

@@ -189,7 +189,7 @@ class Simulation:
         for entry in entries:
             if isinstance(entry, Grown):
                 self.cast.grow(entry.call)
-        self.audit = Audit(self.world, entries, self.store.read, found) if self.auditing else None
+        self.audit = Audit(self.world, entries, self.store, found) if self.auditing else None
         adopted = [(stage, piece, receipt) for (stage, piece), receipt in found.items()]
         self.rng.shuffle(adopted)
         self._carry_out(self.coordinator, self.coordinator.start(adopted))

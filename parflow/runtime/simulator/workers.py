@@ -20,8 +20,10 @@ from parflow.model import (
     Ref,
     SinkFile,
     Tally,
+    UndoJob,
     digest,
     make_ref,
+    record_key,
 )
 from parflow.runtime.simulator.rules import must, span_of
 from parflow.runtime.simulator.truth import Cast, Truth, bucket_of, mark, names_in, of_output
@@ -58,6 +60,16 @@ class Store:
         self.objects: dict[str, bytes] = {}
         self.staged: dict[str, bytes] = {}
         self.found: dict[tuple[int, Piece], Receipt] = {}
+        self.effects: dict[str, list[str]] = {}  # what was done outside for each record, and undone
+
+    def do(self, record: str) -> None:
+        """Do something outside for a record, unless it was done before: what was undone is done anew by a redrive alone."""
+        self.effects.setdefault(record, ["done"])
+
+    def undo(self, record: str) -> None:
+        """Undo it, unless there is nothing that stands."""
+        if self.effects.get(record, [])[-1:] == ["done"]:
+            self.effects[record].append("undone")
 
     def put(self, data: bytes) -> str:
         """Keep data, and return its key."""
@@ -111,7 +123,12 @@ class Workers:
                 receipts.append(self._merge(job, cast))
             elif isinstance(job, CallJob):
                 receipts.append((yield from self._call(batch, job, cast)))
-            elif isinstance(job, ChunkJob):
+            elif isinstance(job, UndoJob):
+                yield MERGE_SECONDS
+                for record in job.records:
+                    self.store.undo(record)
+                receipts.append(Receipt("done", tally=Tally(len(job.records))))
+            else:
                 receipts.append((yield from self._chunk(batch, job, cast)))
         return tuple(receipts)
 
@@ -162,6 +179,9 @@ class Workers:
             if batch.yielding or (self._late(batch) and ordinal > piece.first):
                 return self._receipt(job, place.node.kinds, done, failures, begun, here)
             name, record = records[ordinal]
+            identity = record_key(job.stage, job.chunk, Cursor(ordinal, 0, ordinal))
+            if self.world.rules.compensates:
+                self.store.do(identity)
             yield self.world.timeout if record.fate == "hangs" else record.seconds
             failure = self._fails((place.label, piece.chunk, ordinal), record.fate, name, "read")
             if failure is None:
@@ -170,6 +190,7 @@ class Workers:
             failure = Failure(name, "read", failure.cause, "Error", "no", failure.bases, chunk=piece.chunk, ordinal=ordinal)
             if failure.cause != "exception":
                 return Receipt("died", Cursor(ordinal, 0, ordinal), failure=failure)
+            self.store.undo(identity)
             failures.append(failure)
         at_end = piece.stop is not None and batch.yielding
         end = Cursor(piece.stop or 0, 0, piece.stop or 0) if at_end else None
