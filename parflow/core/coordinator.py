@@ -242,12 +242,7 @@ class Coordinator(Barriers):
             if self.compensate and all(isinstance(submit.jobs[0], UndoJob) for submit in self.inflight.values()):
                 self._undoing.begin(self.ending)
             self._out += self._lanes.fill(UNDOING)
-        if (
-            self.ending is not None
-            and not self.inflight
-            and not self.finished
-            and not (self._may_undo and (self._undoing.busy or self._settling))
-        ):
+        if self.ending is not None and not self.inflight and not self.finished and not self._undoes:
             if self.state.ended is None:
                 self.ending = self._undoing.ended(self.ending)
                 self._append(self.ending)
