@@ -132,11 +132,10 @@ def _failures(store: Store, stage: StageState) -> Iterator[tuple[int, Failure]]:
     """Yield dead letters, each with the first record of the piece that committed it (-1: it ended its child)."""
     for failure in stage.lost:
         yield -1, failure
-    for chunk in stage.chunks:
-        for first, receipt in chunk.receipts.items():
-            for failure in pickle.loads(store.get_checked(receipt.failures)) if receipt.failures is not None else ():
-                if (failure.chunk, failure.ordinal) not in stage.again:
-                    yield first, failure
+    for first, receipt in stage.pieces():
+        for failure in pickle.loads(store.get_checked(receipt.failures)) if receipt.failures is not None else ():
+            if stage.stands(first, failure):
+                yield first, failure
 
 
 def _letter(number: int, stage: StageState, failure: Failure) -> Letter:

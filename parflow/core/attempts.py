@@ -75,7 +75,8 @@ def refusal(run_id: str, state: RunState, number: int, tolerance: Tolerance) -> 
     stage, tally = state.stages[number], state.tally
     first = stage.lost[0].message if stage.lost else stage.rejected[0].message if stage.rejected else ""
     if not first:
-        first = next((tell(r.failure) for _, r in stage.receipts() if r.failure is not None), "see the list")
+        told = (tell(r.failure) for at, r in stage.pieces() if r.failure is not None and stage.stands(at, r.failure))
+        first = next(told, "see the list")
     reason: Reason = ("TooManyFailuresError", (run_id, tally.failed, tally.records, tolerance.max_failures, first))
     what = f"{stage.failed} of {stage.records} records failed; first: {first}"
     return Failure("", stage.facts.name, "exception", reason[0], what), reason

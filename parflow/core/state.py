@@ -95,6 +95,19 @@ class StageState:
             for first in sorted(state.receipts):
                 yield index, state.receipts[first]
 
+    def stands(self, first: int, failure: Failure) -> bool:
+        """Tell whether a dead letter still counts, of the piece that began at record ``first``: its record may run again.
+
+        What a record left that ran again begins with itself.
+        """
+        return failure.ordinal == first or (failure.chunk, failure.ordinal) not in self.again
+
+    def pieces(self) -> Iterator[tuple[int, Receipt]]:
+        """Yield the first record of each committed piece, and its receipt, in input order."""
+        for state in self.chunks:
+            for first in sorted(state.receipts):
+                yield first, state.receipts[first]
+
     def results(self, output: int, chunks: range | None = None) -> tuple[Ref, ...]:
         """Return what pieces left for an output, in input order."""
         states = self.chunks if chunks is None else self.chunks[chunks.start : chunks.stop]
@@ -259,7 +272,8 @@ def redo(stage: StageState, part: Redone) -> None:
     elif part.first >= 0:
         stop = part.first + state.receipts[part.first].tally.records
         state.receipts = {first: r for first, r in state.receipts.items() if not part.first <= first < stop}
-        _forget(stage, chunk, range(part.first, stop))
+        alone = (chunk, part.first) in stage.again  # it had run again before: what it left then is superseded still
+        _forget(stage, chunk, range(part.first + alone, stop))
         piece = Piece(chunk, START, part.first, stop)
     else:
         state.receipts = {}

@@ -62,9 +62,9 @@ def find_letters(state: RunState, read: Callable[[Ref], Iterable[Failure]]) -> I
             failure = Failure(rejected.path, "read", "input", rejected.error, rejected.message, bases)
             yield Letter(failure, number, rejected.path)
         failures = list(stage.lost)
-        for _, receipt in stage.receipts():
+        for first, receipt in stage.pieces():
             if receipt.failures is not None:
-                failures += (letter for letter in read(receipt.failures) if not _is_redriven(stage, letter))
+                failures += (failure for failure in read(receipt.failures) if stage.stands(first, failure))
         for failure in sorted(failures, key=lambda failure: (failure.chunk, failure.ordinal)):
             yield Letter(failure, number, _source(stage, failure))
     for call in state.calls:
@@ -72,10 +72,6 @@ def find_letters(state: RunState, read: Callable[[Ref], Iterable[Failure]]) -> I
             yield Letter(call.failure)
     for failure in state.stuck:
         yield Letter(failure)
-
-
-def _is_redriven(stage: StageState, failure: Failure) -> bool:
-    return (failure.chunk, failure.ordinal) in stage.again
 
 
 def _bases(error: str) -> tuple[str, ...]:

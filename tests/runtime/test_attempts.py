@@ -409,6 +409,24 @@ def test_failed_again_is_redriven_again(tmp_path: Path, gate: Path, log: Path) -
     assert pf.redrive(home=home, workers=1).result() == sum(range(8))
 
 
+def test_a_record_that_ran_again_alone_and_failed_may_run_again(tmp_path: Path, log: Path, gate: Path) -> None:
+    home = tmp_path / "home"
+    graph = pf.items(range(8), chunk_records=8).map(mended(log, gate)).reduce(pf.sum())
+    assert graph.run(workers=1, max_failures=2, home=home).result() == sum(range(8)) - 1 - 5
+    for _ in range(3):
+        log.unlink()
+        again = pf.redrive(home=home, workers=1)
+        assert again.result() == sum(range(8)) - 1 - 5
+        assert [letter.ordinal for letter in again.dead_letters()] == [1, 5]
+        assert (again.state.tally.records, again.state.tally.failed) == (8, 2)
+        assert sorted(noted(log)) == ["1", "5"]
+    gate.touch()
+    last = pf.redrive(home=home, workers=1)
+    assert last.result() == sum(range(8))
+    assert last.dead_letters() == []
+    assert (last.state.tally.records, last.state.tally.failed) == (8, 0)
+
+
 def test_counts_are_added_and_taken_away() -> None:
     assert Counts(1, 2, 3, 4) + Counts(1) - Counts(2, 1) == Counts(0, 1, 3, 4)
     assert RunState().tally.records == 0
