@@ -242,9 +242,9 @@ def test_a_lost_batch_that_is_forgotten_is_caught(monkeypatch: pytest.MonkeyPatc
 def test_a_window_that_is_too_wide_is_caught(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     fill = Lanes.fill
 
-    def wide(self: Lanes) -> Iterator[Submit]:
+    def wide(self: Lanes, *kinds: int) -> Iterator[Submit]:
         self.window += 1
-        yield from fill(self)
+        yield from fill(self, *kinds)
         self.window -= 1
 
     monkeypatch.setattr(Lanes, "fill", wide)
@@ -268,7 +268,8 @@ def test_what_begins_on_something_that_is_not_durable_is_caught(
 
 def test_a_loser_that_runs_on_is_caught(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(Coordinator, "_drop", lambda _self, _nodes: None)
-    assert "is cancelled" in caught(capsys)
+    found = caught(capsys)
+    assert "is cancelled" in found or "nothing runs that nobody wants" in found
 
 
 def test_a_decision_that_cancels_nobody_is_caught(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
