@@ -82,17 +82,27 @@ def summary(run: Run) -> str:
             lines.append(f"    text not in the declared encoding: {used}")
     lines += _attempt_lines(state)
     lines += map(_call_line, call_numbers(state))
-    if tally.failed or any(call.failure is not None for call in state.calls):
-        lines.append("  " + "\n  ".join(cause_lines(run.dead_letters())))
+    failed = tally.failed or state.stuck or any(call.failure is not None for call in state.calls)
+    letters = run.dead_letters() if failed else []
+    if letters:
+        lines.append("  " + "\n  ".join(cause_lines(letters)))
     if status == "succeeded" and any(stage.cuts for stage in state.stages):
         lines.append(f"  what came too late is merged by: parflow redrive {run.run_id}")
-    if status in ("failed", "stopped", "cancelled", "lost"):
-        over = state.ended is not None and state.ended.error == "TooManyFailuresError"
-        more = f" --max-failures {tally.failed}" if over else ""
-        lines.append(f"  go on with: parflow resume {run.run_id}{more}")
-        if over:
-            lines.append(f"  or with what failed, as far as it's mended: parflow redrive {run.run_id}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_ways_on(run, status, letters)])
+
+
+def _ways_on(run: Run, status: str, letters: Sequence[Failure]) -> list[str]:
+    state = run.state
+    if state.compensating is not None:
+        again = f"; try again with: parflow resume {run.run_id}" if status in ("compensation_failed", "lost") else ""
+        return [f"  {undone_line(run)}{again}"]
+    if status not in ("failed", "stopped", "cancelled", "lost"):
+        return []
+    over = state.ended is not None and state.ended.error == "TooManyFailuresError"
+    lines = [f"  go on with: parflow resume {run.run_id}" + (f" --max-failures {state.tally.failed}" if over else "")]
+    if over and any(failure.cause != "input" for failure in letters):  # input that changes is this run's no longer
+        lines.append(f"  or run what failed again: parflow redrive {run.run_id}")
+    return lines
 
 
 def cause_lines(failures: Sequence[Failure], most: int = 5) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from .shell import Shell
+from .shell import FILES, LINES, Shell
 
 TEXTS = 160
 
@@ -33,3 +33,14 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
     place = Shell(tmp_path)
     yield place
     place.close()
+
+
+@pytest.fixture
+def words(shell: Shell, tmp_path: Path) -> list[object]:
+    """Return the command that runs six files of ten lines, each of which waits for a gate to open."""
+    for file in range(FILES):
+        path = tmp_path / "in" / f"{file}.txt"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("".join(f"{file}-{line}\n" for line in range(LINES)))
+    given = ["--source", tmp_path / "in" / "*.txt", "--gate", tmp_path / "gate", "--log", shell.log, "--out", shell.out]
+    return shell.flow("gated", *given)

@@ -230,3 +230,26 @@ class Shell:
                 started.reader.join()
                 os.close(started.keyboard)
         self.all_gone()
+
+
+# --- the run of six files of ten lines that several tests interrupt -------------------------------------------------------
+
+FILES, LINES = 6, 10
+ALL = [f"{file}-{line}" for file in range(FILES) for line in range(LINES)]
+
+
+def has_run(shell: Shell, count: int) -> Callable[[], bool]:
+    """Return the condition that so many records have begun."""
+    return lambda: len(shell.ran()) == count
+
+
+def rows(shell: Shell) -> list[str]:
+    """Return what the run published, in order."""
+    return [json.loads(line) for part in sorted(shell.out.glob("part-*.jsonl")) for line in part.read_text().splitlines()]
+
+
+def resumed(shell: Shell) -> None:
+    """Go on at once, and see that the result is what it would have been without the interruption."""
+    answer = shell.json("resume", "last")
+    assert (answer["status"], answer["result"]) == ("succeeded", len(ALL))
+    assert rows(shell) == ALL

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -15,34 +14,7 @@ import pytest
 import parflow as pf
 from parflow.errors import RunCancelledError, UsageError
 
-from .shell import Shell, Started, until
-
-FILES, LINES = 6, 10
-ALL = [f"{file}-{line}" for file in range(FILES) for line in range(LINES)]
-
-
-@pytest.fixture
-def words(shell: Shell, tmp_path: Path) -> list[object]:
-    """Return the command that runs six files of ten lines, each of which waits for a gate to open."""
-    for file in range(FILES):
-        path = tmp_path / "in" / f"{file}.txt"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("".join(f"{file}-{line}\n" for line in range(LINES)))
-    given = ["--source", tmp_path / "in" / "*.txt", "--gate", tmp_path / "gate", "--log", shell.log, "--out", shell.out]
-    return shell.flow("gated", *given)
-
-
-def has_run(shell: Shell, count: int) -> Callable[[], bool]:
-    return lambda: len(shell.ran()) == count
-
-
-def resumed(shell: Shell) -> None:
-    """Go on, and see that the result is what it would have been."""
-    answer = shell.json("resume", "last")
-    assert (answer["status"], answer["result"]) == ("succeeded", len(ALL))
-    parts = sorted(shell.out.glob("part-*.jsonl"))
-    assert [json.loads(line) for part in parts for line in part.read_text().splitlines()] == ALL
-
+from .shell import ALL, Shell, Started, has_run, resumed, until
 
 # --- cancelling --------------------------------------------------------------------------------------------------------
 

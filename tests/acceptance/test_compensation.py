@@ -28,7 +28,9 @@ def paid(shell: Shell) -> Counter[str]:
 
 
 def test_a_run_that_fails_is_undone_when_it_was_asked_for(shell: Shell, words: list[object]) -> None:
-    shell(*words, "--compensate", code=1)
+    told = shell(*words, "--compensate", code=1).err
+    assert f"what it did is undone: {COUNT} effects" in told
+    assert "go on with" not in told
     assert not +paid(shell)
     assert len([line for line in shell.ran() if line.startswith("pay")]) == COUNT
     assert "was undone" in shell("resume", code=1).err

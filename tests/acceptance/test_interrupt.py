@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -12,21 +11,7 @@ import pytest
 
 from parflow.api.runs import list_runs
 
-from .shell import Done, Shell, Started, Terminal, until
-
-FILES, LINES = 6, 10
-ALL = [f"{file}-{line}" for file in range(FILES) for line in range(LINES)]
-
-
-@pytest.fixture
-def words(shell: Shell, tmp_path: Path) -> list[object]:
-    """Return the command that runs six files of ten lines, each of which waits for a gate to open."""
-    for file in range(FILES):
-        path = tmp_path / "in" / f"{file}.txt"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("".join(f"{file}-{line}\n" for line in range(LINES)))
-    given = ["--source", tmp_path / "in" / "*.txt", "--gate", tmp_path / "gate", "--log", shell.log, "--out", shell.out]
-    return shell.flow("gated", *given)
+from .shell import ALL, Done, Shell, Started, Terminal, has_run, resumed, until
 
 
 @pytest.fixture(params=["a pipe", "a terminal"])
@@ -43,23 +28,6 @@ def ended(started: Started | Terminal) -> Done:
 def told(started: Started | Terminal) -> str:
     """Return what a command has said so far."""
     return started.shown if isinstance(started, Terminal) else started.err.read_text()
-
-
-def has_run(shell: Shell, count: int) -> Callable[[], bool]:
-    """Return the condition that so many records have begun."""
-    return lambda: len(shell.ran()) == count
-
-
-def rows(shell: Shell) -> list[str]:
-    """Return what the run published, in order."""
-    return [json.loads(line) for part in sorted(shell.out.glob("part-*.jsonl")) for line in part.read_text().splitlines()]
-
-
-def resumed(shell: Shell) -> None:
-    """Go on at once, and see that the result is what it would have been without the interruption."""
-    answer = shell.json("resume", "last")
-    assert (answer["status"], answer["result"]) == ("succeeded", len(ALL))
-    assert rows(shell) == ALL
 
 
 def test_ctrl_c_once_finishes_what_is_in_hand_and_begins_nothing_more(

@@ -131,6 +131,11 @@ def test_a_run_says_what_is_tried_again_where_tasks_say_nothing_or_by_name(log: 
         graph.run(retry="often")
 
 
+def test_plain_dask_tries_again_as_well(log: Path) -> None:
+    assert pf.items(range(6)).map(pf.task(retry=QUICK)(failing(log, 2, refuses))).reduce(pf.sum()).compute() == 15
+    assert noted(log) == ["3"] * 3
+
+
 def test_coroutines_are_tried_again_without_holding_up_others(log: Path) -> None:
     async def work(number: int) -> int:
         if number == 3 and note(log, number) < 3:
